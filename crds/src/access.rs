@@ -1,0 +1,101 @@
+//! Who may do what with this project's kinds: the table of `docs/access.md` as data. The charts' RBAC is compared with
+//! it by a test, and the tests against a real API server try every verb outside it.
+
+/// One component that speaks to an API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// `fleetune-operator hub`, on the hub.
+    Hub,
+    /// `fleetune-operator edge` of one cluster, on the hub, in that cluster's namespace only.
+    EdgeOnHub,
+    /// `fleetune-operator edge`, on the device cluster.
+    Edge,
+    /// `fleetune-worker node`, on the device cluster.
+    Node,
+}
+
+/// A rule in the form of RBAC: group, resource (with subresource) and verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Who.
+    pub actor: Actor,
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// Resource, with its subresource after a slash.
+    pub resource: &'static str,
+    /// Verbs, sorted.
+    pub verbs: &'static [&'static str],
+}
+
+const fn grant(actor: Actor, group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Grant {
+    Grant {
+        actor,
+        group,
+        resource,
+        verbs,
+    }
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+const STATUS: &[&str] = &["patch"];
+const WRITE: &[&str] = &["create", "delete", "get", "list", "patch", "watch"];
+const OURS: &str = crate::names::GROUP;
+
+/// Every right that a component has; nothing else is granted by the charts.
+pub const GRANTS: &[Grant] = &[
+    // The hub controllers read what people write, and write versions, placements and status.
+    grant(
+        Actor::Hub,
+        OURS,
+        "finetunejobs",
+        &["delete", "get", "list", "patch", "watch"],
+    ),
+    grant(Actor::Hub, OURS, "finetunejobs/status", STATUS),
+    grant(Actor::Hub, OURS, "modelrollouts", &["get", "list", "patch", "watch"]),
+    grant(Actor::Hub, OURS, "modelrollouts/status", STATUS),
+    grant(Actor::Hub, OURS, "rolloutactions", READ),
+    grant(Actor::Hub, OURS, "rolloutactions/status", STATUS),
+    grant(Actor::Hub, OURS, "deviceclusters", &["get", "list", "patch", "watch"]),
+    grant(Actor::Hub, OURS, "deviceclusters/status", STATUS),
+    grant(Actor::Hub, OURS, "modelversions", WRITE),
+    grant(Actor::Hub, OURS, "modelplacements", WRITE),
+    // Push mode runs the edge controller inside the hub operator.
+    grant(Actor::Hub, OURS, "modelplacements/status", STATUS),
+    grant(Actor::Hub, "batch", "jobs", WRITE),
+    grant(Actor::Hub, "", "configmaps", WRITE),
+    grant(Actor::Hub, "", "pods", READ),
+    grant(Actor::Hub, "", "namespaces", &["create", "get", "patch"]),
+    grant(Actor::Hub, "", "serviceaccounts", &["create", "delete", "get", "patch"]),
+    grant(Actor::Hub, "", "serviceaccounts/token", &["create"]),
+    grant(
+        Actor::Hub,
+        "rbac.authorization.k8s.io",
+        "rolebindings",
+        &["create", "delete", "get", "patch"],
+    ),
+    grant(
+        Actor::Hub,
+        "coordination.k8s.io",
+        "leases",
+        &["create", "get", "list", "patch", "watch"],
+    ),
+    grant(Actor::Hub, "events.k8s.io", "events", &["create", "patch"]),
+    // An edge controller on the hub: read its placements, report on them, beat its heart. Nothing else, nowhere else.
+    grant(Actor::EdgeOnHub, OURS, "modelplacements", READ),
+    grant(Actor::EdgeOnHub, OURS, "modelplacements/status", STATUS),
+    grant(Actor::EdgeOnHub, "coordination.k8s.io", "leases", &["get", "patch"]),
+    // An edge controller at home.
+    grant(Actor::Edge, OURS, "edgenodes", WRITE),
+    grant(Actor::Edge, "", "nodes", READ),
+    grant(Actor::Edge, "", "pods", READ),
+    grant(
+        Actor::Edge,
+        "coordination.k8s.io",
+        "leases",
+        &["create", "get", "patch"],
+    ),
+    grant(Actor::Edge, "events.k8s.io", "events", &["create", "patch"]),
+    // A node's runtime: its own EdgeNode, by name; the admission policy holds it to that.
+    grant(Actor::Node, OURS, "edgenodes", READ),
+    grant(Actor::Node, OURS, "edgenodes/status", STATUS),
+];

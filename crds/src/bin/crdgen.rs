@@ -1,0 +1,17 @@
+//! Writes the CustomResourceDefinitions beside their types (`crds/*.yaml`) and as templates into the charts.
+
+use fleetune_crds::yaml;
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (chart, kinds) in [("fleetune", yaml::hub()), ("fleetune-edge", yaml::edge())] {
+        let templates = root.join("charts").join(chart).join("templates/crds");
+        std::fs::create_dir_all(&templates)?;
+        for (name, definition) in kinds {
+            std::fs::write(root.join("crds").join(format!("{name}.yaml")), yaml::text(&definition)?)?;
+            std::fs::write(templates.join(format!("{name}.yaml")), yaml::template(&definition)?)?;
+        }
+    }
+    Ok(())
+}

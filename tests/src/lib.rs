@@ -1,0 +1,1 @@
+//! The lab, and what the tests, the demo and the benchmarks share.
