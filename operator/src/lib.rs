@@ -1,1 +1,7 @@
-//! The Fleetune operator.
+//! The Fleetune operator: controllers of the hub and of device clusters, on one runtime.
+
+pub mod cli;
+pub mod config;
+pub mod hub;
+pub mod process;
+pub mod runtime;

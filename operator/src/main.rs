@@ -1,0 +1,56 @@
+//! The binary: reads the command line and the configuration, sets up logs and TLS, and hands over.
+
+use anyhow::Context as _;
+use clap::Parser;
+use fleetune_crds::{EdgeNode, names};
+use fleetune_operator::cli::{Cli, Command};
+use fleetune_operator::config::{self, EdgeConfig, HubConfig};
+use fleetune_operator::runtime::crds;
+use fleetune_operator::{hub, process};
+use futures::FutureExt;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    logs();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
+    match cli.command {
+        Command::Hub(args) => {
+            let config: HubConfig = config::read(&args.config)?;
+            let ctx = process::context(config, &args, "fleetune-hub", client().await?)?;
+            process::run(ctx, names::LEASE_HUB, hub::needed(), hub::controllers).await
+        }
+        Command::Edge(args) => {
+            let config: EdgeConfig = config::read(&args.config)?;
+            let ctx = process::context(config, &args, "fleetune-edge", client().await?)?;
+            let needed = vec![crds::needed::<EdgeNode>()];
+            process::run(ctx, names::LEASE_EDGE, needed, |ctx| ctx.shutdown.wait().boxed()).await
+        }
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the one place that finds the cluster this process runs in"
+)]
+async fn client() -> anyhow::Result<kube::Client> {
+    kube::Client::try_default()
+        .await
+        .context("no Kubernetes cluster is configured")
+}
+
+/// JSON lines in a cluster, short text elsewhere; on standard error.
+fn logs() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        logs.json().flatten_event(true).init();
+    } else {
+        logs.compact().init();
+    }
+}
