@@ -56,6 +56,11 @@ pub struct ModelPlacementSpec {
     /// The proven version: what a node returns to by itself, and what late joiners get.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Source>,
+    /// Digests of versions that were aborted: a node that has one returns to `fallback` at once, without permission.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub aborted: Vec<Digest>,
     /// Labels of the nodes that are meant.
     #[serde(default)]
     pub node_selector: LabelSelector,
@@ -107,6 +112,12 @@ pub struct ModelPlacementStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Number of the run that the counts are about.
+    #[serde(default)]
+    pub run: i64,
+    /// Highest epoch that any node of this cluster has been ordered or has taken. The hub goes on from there.
+    #[serde(default)]
+    pub highest_epoch: i64,
     /// Nodes per hardware class.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 16))]
@@ -134,7 +145,10 @@ pub struct ClassCounts {
     /// Match the selector, Node and runtime Ready, not cordoned, not skipped.
     #[serde(default)]
     pub eligible: i32,
-    /// Have the version in their EdgeNode's spec.
+    /// Eligible and not picked yet.
+    #[serde(default)]
+    pub free: i32,
+    /// Picked in this run; a pick that left the cluster still counts, a skipped one does not.
     #[serde(default)]
     pub picked: i32,
     /// Serve the version, proven or in soak.
@@ -149,9 +163,12 @@ pub struct ClassCounts {
     /// Cannot take the version: out of budget or of an unsupported format.
     #[serde(default)]
     pub skipped: i32,
-    /// Picked, and not to be reached.
+    /// Picked, neither proven nor failed, and not to be reached or gone.
     #[serde(default)]
     pub unreachable: i32,
+    /// Reachable, and still with a version that `spec.aborted` names.
+    #[serde(default)]
+    pub aborted: i32,
     /// Serve any version of this model.
     #[serde(default)]
     pub serving: i32,
