@@ -1,1 +1,7 @@
-//! The Fleetune worker.
+//! The Fleetune worker: fine-tunes, validates and publishes models, and serves them on edge nodes.
+
+pub mod engine;
+pub mod error;
+pub mod pipeline;
+pub mod selftest;
+pub mod version;

@@ -1,0 +1,108 @@
+//! The graph of a version, made ready to run on one sample at a time.
+
+use super::check::{MAX_GRAPH_BYTES, external_files, parse_model};
+use super::pb;
+use crate::error::{INPUT_SHAPE, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
+use crate::pipeline::{Dtype, Prepared, TensorSpec};
+use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
+use std::path::Path;
+use std::sync::Arc;
+use tract_onnx::prelude::*;
+
+/// A plan for one sample. Sharing it between threads is cheap; each run has its own state.
+pub struct Graph {
+    plan: Arc<TypedRunnableModel>,
+    outputs: usize,
+}
+
+impl Graph {
+    /// Opens the graph of the version in `dir`, whose tensors may lie in the version's two weight files only.
+    pub fn open(dir: &Path, input: &TensorSpec, output: &TensorSpec) -> Result<Self> {
+        let bytes = read_bounded(&dir.join(MODEL), MAX_GRAPH_BYTES)?;
+        let model = parse_model(&bytes, &external_files(dir, &[BACKBONE, TUNED])?)?;
+        let folder = dir
+            .to_str()
+            .ok_or_else(|| WorkerError::bad(INVALID_VERSION, "the version's folder has a name that is not UTF-8"))?;
+        let graph = Self::build(&model, Some(folder), input)?;
+        let outputs: usize = output.shape.iter().product();
+        if graph.outputs != outputs {
+            return Err(WorkerError::bad(
+                INPUT_SHAPE,
+                format!(
+                    "the graph gives {} values, {} says {outputs}",
+                    graph.outputs, output.name
+                ),
+            ));
+        }
+        Ok(graph)
+    }
+
+    /// Makes a plan of `model` for one sample of the form `input`; the first output is the result, as f32.
+    pub fn build(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) -> Result<Self> {
+        let typed = type_model(model, folder, input)?;
+        let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
+        let outputs = fact.shape.as_concrete().map_or(0, |shape| shape.iter().product());
+        let plan = typed.into_runnable().map_err(|e| refused(model, &e))?;
+        Ok(Self { plan, outputs })
+    }
+
+    /// Number of values that [`Graph::run`] gives; 0 where the graph does not say.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Runs one sample.
+    pub fn run(&self, prepared: &Prepared) -> Result<Vec<f32>> {
+        let shape = prepared.shape();
+        let tensor = match prepared {
+            Prepared::Pixels { data, .. } => Tensor::from_shape(&shape, data),
+            Prepared::Window { data, .. } => Tensor::from_shape(&shape, data),
+        };
+        let failed = |e: TractError| WorkerError::bad(UNSUPPORTED_OPERATOR, format!("running the model: {e:#}"));
+        let result = self
+            .plan
+            .run(tvec![tensor.map_err(failed)?.into_tvalue()])
+            .map_err(failed)?;
+        let output = result[0].cast_to::<f32>().map_err(failed)?;
+        let view = output.view();
+        view.as_slice::<f32>().map(<[f32]>::to_vec).map_err(failed)
+    }
+}
+
+fn type_model(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) -> Result<TypedModel> {
+    let onnx = tract_onnx::onnx()
+        .with_ignore_value_info(true)
+        .with_ignore_output_shapes(true);
+    let failed = |e: TractError| refused(model, &e);
+    let parsed = onnx.parse(model, folder).map_err(failed)?;
+    if let Some(name) = parsed.unresolved_inputs.first() {
+        return Err(WorkerError::bad(
+            crate::error::NOT_ONNX,
+            format!("a node reads the tensor {name:?}, which no node, input or initializer gives"),
+        ));
+    }
+    let mut inference = parsed.model;
+    let sources = inference.input_outlets().map_err(failed)?.len();
+    if sources != 1 {
+        return Err(WorkerError::bad(
+            INPUT_SHAPE,
+            format!("the graph takes {sources} inputs, the pipeline gives one"),
+        ));
+    }
+    let dtype = match input.dtype {
+        Dtype::Uint8 => u8::datum_type(),
+        Dtype::Fp32 => f32::datum_type(),
+    };
+    inference
+        .set_input_fact(0, InferenceFact::dt_shape(dtype, &input.shape))
+        .map_err(failed)?;
+    inference
+        .into_typed()
+        .and_then(TypedModel::into_optimized)
+        .map_err(failed)
+}
+
+/// What the engine refused, with the operator and node where it says so.
+fn refused(_model: &pb::ModelProto, error: &TractError) -> WorkerError {
+    WorkerError::bad(UNSUPPORTED_OPERATOR, format!("{error:#}"))
+}
