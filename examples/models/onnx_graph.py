@@ -1,6 +1,6 @@
 """A small builder of ONNX graphs whose bytes are the same on every machine.
 
-Only what the scripts beside it need: named initializers, nodes in order, one file. It checks the model before it writes.
+Only what the scripts beside it need: named initializers, nodes in order, one file. It checks a model before writing it.
 """
 
 import os
