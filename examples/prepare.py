@@ -63,7 +63,8 @@ EXAMPLES = {
 
 def cache():
     """The folder outside the tree where packages and programs are kept."""
-    return os.environ.get("FLEETUNE_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "fleetune")
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.environ.get("FLEETUNE_CACHE") or os.path.join(user, "fleetune")
 
 
 def sha256(path):

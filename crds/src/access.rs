@@ -14,25 +14,58 @@ pub enum Actor {
     Node,
 }
 
+/// Where a right holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// In the whole cluster.
+    Cluster,
+    /// In the namespace of the operator alone.
+    Operator,
+    /// In the namespace of the node runtime alone.
+    NodeRuntime,
+    /// On the hub, in the namespace of the device cluster alone.
+    DeviceCluster,
+}
+
 /// A rule in the form of RBAC: group, resource (with subresource) and verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Who.
     pub actor: Actor,
+    /// Where.
+    pub scope: Scope,
     /// API group; empty for the core group.
     pub group: &'static str,
     /// Resource, with its subresource after a slash.
     pub resource: &'static str,
+    /// The only object names that are meant; empty for all.
+    pub names: &'static [&'static str],
     /// Verbs, sorted.
     pub verbs: &'static [&'static str],
 }
 
 const fn grant(actor: Actor, group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Grant {
+    let scope = match actor {
+        Actor::EdgeOnHub => Scope::DeviceCluster,
+        Actor::Hub | Actor::Edge | Actor::Node => Scope::Cluster,
+    };
     Grant {
         actor,
+        scope,
         group,
         resource,
+        names: &[],
         verbs,
+    }
+}
+
+impl Grant {
+    const fn within(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
+
+    const fn named(self, names: &'static [&'static str]) -> Self {
+        Self { names, ..self }
     }
 }
 
@@ -80,6 +113,9 @@ pub const GRANTS: &[Grant] = &[
         &["create", "get", "list", "patch", "watch"],
     ),
     grant(Actor::Hub, "events.k8s.io", "events", &["create", "patch"]),
+    // Kubeconfigs of Push clusters are read at home; those of Pull clusters are written into their namespaces.
+    grant(Actor::Hub, "", "secrets", &["get"]).within(Scope::Operator),
+    grant(Actor::Hub, "", "secrets", &["create", "delete", "get", "patch"]).named(&[crate::names::EDGE_ACCOUNT]),
     // An edge controller on the hub: read its placements, report on them, beat its heart. Nothing else, nowhere else.
     grant(Actor::EdgeOnHub, OURS, "modelplacements", READ),
     grant(Actor::EdgeOnHub, OURS, "modelplacements/status", STATUS),
@@ -87,13 +123,14 @@ pub const GRANTS: &[Grant] = &[
     // An edge controller at home.
     grant(Actor::Edge, OURS, "edgenodes", WRITE),
     grant(Actor::Edge, "", "nodes", READ),
-    grant(Actor::Edge, "", "pods", READ),
+    grant(Actor::Edge, "", "pods", READ).within(Scope::NodeRuntime),
     grant(
         Actor::Edge,
         "coordination.k8s.io",
         "leases",
         &["create", "get", "patch"],
-    ),
+    )
+    .within(Scope::Operator),
     grant(Actor::Edge, "events.k8s.io", "events", &["create", "patch"]),
     // A node's runtime: its own EdgeNode, by name; the admission policy holds it to that.
     grant(Actor::Node, OURS, "edgenodes", READ),
