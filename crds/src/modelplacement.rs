@@ -32,13 +32,15 @@ pub const MAX_FAILURE_SAMPLES: usize = 20;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.epoch >= oldSelf.epoch").message("epochs only grow"))]
-#[x_kube(validation = Rule::new("self.namespace == oldSelf.namespace && self.modelName == oldSelf.modelName").message("a placement's model is immutable"))]
 pub struct ModelPlacementSpec {
     /// Namespace of the model.
+    // The rule sits on the field: `namespace` is a reserved word of CEL, and escaped it is too dear for the server.
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("a placement's model is immutable"))]
     pub namespace: String,
     /// Name of the model.
     #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("a placement's model is immutable"))]
     pub model_name: String,
     /// Uid of the ModelRollout that owns the model in this cluster; empty while none does.
     #[serde(default)]
