@@ -72,7 +72,7 @@ macro_rules! string_type {
                 true
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "pattern": $pattern, "maxLength": $max })
+                json_schema!({ "type": "string", "pattern": $pattern, "minLength": 1, "maxLength": $max })
             }
         }
     };
@@ -230,6 +230,8 @@ pub fn int_or_string(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-int-or-string": true,
         "anyOf": [{ "type": "integer" }, { "type": "string" }],
         "pattern": r"^([0-9]{1,6}|([0-9]|[1-9][0-9]|100)%)$",
+        "minimum": 0,
+        "maximum": 999_999,
     })
 }
 

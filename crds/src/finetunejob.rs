@@ -38,7 +38,9 @@ pub const PUBLISHED: &str = "Published";
          self.spec.task == oldSelf.spec.task && self.spec.baseModel == oldSelf.spec.baseModel && \
          self.spec.input == oldSelf.spec.input && self.spec.dataset == oldSelf.spec.dataset && \
          self.spec.train == oldSelf.spec.train && self.spec.evaluation == oldSelf.spec.evaluation && \
-         self.spec.output == oldSelf.spec.output)"
+         self.spec.output == oldSelf.spec.output && self.spec.worker == oldSelf.spec.worker && \
+         self.spec.backoffLimit == oldSelf.spec.backoffLimit && has(self.spec.budget) == has(oldSelf.spec.budget) && \
+         (!has(self.spec.budget) || self.spec.budget == oldSelf.spec.budget))"
     ).message("a started job is immutable but for suspend, activeDeadline and ttlAfterFinished: make a new job"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
