@@ -1,1 +1,3 @@
 //! The lab, and what the tests, the demo and the benchmarks share.
+
+pub mod lab;
