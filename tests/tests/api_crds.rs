@@ -1,5 +1,7 @@
 //! The CustomResourceDefinitions against a real API server: that it takes them, that it refuses bad specs with a message
 //! that names the field, and that it takes the short manifests of the README.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
+#![allow(clippy::too_many_lines)] // A table is long.
 
 use anyhow::{Context, Result};
 use fleetune_tests::lab::ApiServer;
