@@ -1,5 +1,6 @@
 //! The Fleetune worker: fine-tunes, validates and publishes models, and serves them on edge nodes.
 
+pub mod artifact;
 pub mod engine;
 pub mod error;
 pub mod pipeline;
