@@ -1,6 +1,7 @@
 //! `fleetune-operator hub`: which controllers it runs and which kinds they need.
 
 use crate::config::HubConfig;
+use crate::finetunejob;
 use crate::process::Controllers;
 use crate::runtime::{Context, crds};
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelPlacement, ModelRollout, ModelVersion, RolloutAction};
@@ -20,7 +21,10 @@ pub fn needed() -> Vec<crds::Needed> {
 }
 
 /// All controllers of the hub; one line each.
-pub fn controllers(ctx: &Context<HubConfig>) -> Controllers {
-    let all: Vec<Controllers> = vec![ctx.shutdown.wait().boxed()];
-    join_all(all).map(|_| ()).boxed()
+///
+/// # Errors
+/// When a controller cannot be set up.
+pub fn controllers(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
+    let all: Vec<Controllers> = vec![finetunejob::start(ctx)?];
+    Ok(join_all(all).map(|_| ()).boxed())
 }

@@ -2,6 +2,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod finetunejob;
 pub mod hub;
 pub mod process;
 pub mod runtime;
+#[cfg(feature = "testing")]
+pub mod testing;

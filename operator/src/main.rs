@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
             let config: EdgeConfig = config::read(&args.config)?;
             let ctx = process::context(config, &args, "fleetune-edge", client().await?)?;
             let needed = vec![crds::needed::<EdgeNode>()];
-            process::run(ctx, names::LEASE_EDGE, needed, |ctx| ctx.shutdown.wait().boxed()).await
+            process::run(ctx, names::LEASE_EDGE, needed, |ctx| Ok(ctx.shutdown.wait().boxed())).await
         }
     }
 }

@@ -39,7 +39,7 @@ pub async fn run<C: AsRef<Common> + Send + Sync + 'static>(
     ctx: Context<C>,
     lease: &str,
     needed: Vec<crds::Needed>,
-    controllers: impl FnOnce(&Context<C>) -> Controllers,
+    controllers: impl FnOnce(&Context<C>) -> anyhow::Result<Controllers>,
 ) -> anyhow::Result<()> {
     let common = ctx.config.as_ref().as_ref().clone();
     let pages = tokio::spawn(health::serve(
@@ -62,8 +62,9 @@ pub async fn run<C: AsRef<Common> + Send + Sync + 'static>(
             return Ok(());
         }
         ctx.metrics.leading(true);
+        let controllers = controllers(&ctx)?;
         let outcome = tokio::select! {
-            () = controllers(&ctx) => Ok(()),
+            () = controllers => Ok(()),
             lost = elector.keep() => Err(anyhow::Error::new(lost)),
         };
         ctx.metrics.leading(false);
