@@ -1,8 +1,10 @@
 //! The Fleetune worker: fine-tunes, validates and publishes models, and serves them on edge nodes.
 
 pub mod artifact;
+pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod pipeline;
+pub mod registry;
 pub mod selftest;
 pub mod version;
