@@ -197,7 +197,8 @@ pub struct ModelRolloutStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// For people: Pending, Progressing, Soaking, WaitingForApproval, Paused, Complete, RollingBack, RolledBack or Stalled.
+    /// For people: Pending, Progressing, Soaking, WaitingForApproval, Paused, Complete, RollingBack, RolledBack,
+    /// Stalled or Removing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// For people: the running wave of all, `2/4`.
@@ -259,6 +260,10 @@ pub struct Run {
     pub finished_at: Option<Time>,
     /// How it stands.
     pub state: RunState,
+    /// Why it failed or was aborted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub message: String,
     /// Index of the running wave in `waves`.
     #[serde(default)]
     pub wave: i32,

@@ -2,8 +2,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod edge;
 pub mod finetunejob;
 pub mod hub;
+pub mod modelrollout;
 pub mod process;
 pub mod runtime;
 #[cfg(feature = "testing")]
