@@ -1,6 +1,8 @@
 //! The command line: what each subcommand is called and takes. It decides nothing else.
 
 use clap::{Args, Parser, Subcommand};
+use fleetune_crds::common::Digest;
+use fleetune_crds::names;
 use std::path::PathBuf;
 
 /// Fine-tunes, validates, publishes and serves small models.
@@ -15,9 +17,28 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Hashes, signs and tags a candidate that passed its gates. Never opens a model.
+    Publish(Publish),
     /// Runs a version's self-test in this process; the node runtime starts it as a child.
     #[command(hide = true)]
     Selftest(Selftest),
+}
+
+/// Options of `publish`.
+#[derive(Args, Debug)]
+pub struct Publish {
+    /// The FineTuneJob's manifest.
+    #[arg(short, long, default_value = names::JOB_FILE)]
+    pub file: PathBuf,
+    /// Digest of the candidate's manifest.
+    #[arg(long)]
+    pub candidate: Digest,
+    /// Digest of the report's manifest.
+    #[arg(long)]
+    pub report: Digest,
+    /// The signing key, PKCS#8 PEM.
+    #[arg(long, default_value = names::KEY_FILE)]
+    pub key: PathBuf,
 }
 
 /// Options of `selftest`.

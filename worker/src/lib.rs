@@ -5,6 +5,8 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod pipeline;
+pub mod publish;
 pub mod registry;
 pub mod selftest;
+pub mod sign;
 pub mod version;

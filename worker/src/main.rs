@@ -2,36 +2,140 @@
 //! the library.
 
 use clap::Parser;
-use fleetune_crds::outcome::EXIT_BAD_INPUT;
-use fleetune_worker::cli::{Cli, Command};
-use fleetune_worker::error::WorkerError;
-use fleetune_worker::selftest;
+use fleetune_crds::outcome::{Code, MAX_TERMINATION_MESSAGE, Outcome};
+use fleetune_worker::cli::{self, Cli, Command};
+use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
+use fleetune_worker::registry::Registry;
 use fleetune_worker::version::Version;
+use fleetune_worker::{publish, selftest};
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Where Kubernetes looks for a container's last words.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    start_logging();
     // One provider for the whole process; a second call can only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let result = match cli.command {
-        Command::Selftest(args) => run_selftest(&args),
-    };
+    match cli.command {
+        Command::Publish(args) => last_words(block_on(run_publish(&args))),
+        Command::Selftest(args) => exit(run_selftest(&args)),
+    }
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.compact().init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Runtime::new()
+        .map_err(|error| WorkerError::transient(INTERNAL, format!("no runtime: {error}")))?
+        .block_on(async {
+            tokio::select! {
+                result = work => result,
+                () = terminated() => Err(WorkerError::transient("Terminated", "the pod was told to stop")),
+            }
+        })
+}
+
+/// Returns when the process is told to stop.
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Ends a step of a job: writes the termination message and gives the exit code.
+fn last_words(result: Result<Outcome>) -> ExitCode {
+    let outcome = result.unwrap_or_else(|error| error.outcome());
+    if outcome.code == Code::Done {
+        tracing::info!(reason = outcome.reason, detail = outcome.message, "done");
+    } else {
+        tracing::error!(reason = outcome.reason, detail = outcome.message, "failed");
+    }
+    let mut text = serde_json::to_vec(&outcome).unwrap_or_default();
+    if text.len() > MAX_TERMINATION_MESSAGE {
+        let mut short = outcome.clone();
+        short.message = String::new();
+        text = serde_json::to_vec(&short).unwrap_or_default();
+    }
+    // Only a container has the file; elsewhere there is nobody to read it.
+    if let Ok(mut file) = std::fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(TERMINATION_LOG)
+        && let Err(error) = file.write_all(&text)
+    {
+        tracing::error!(%error, "the termination message cannot be written");
+    }
+    code(outcome.code)
+}
+
+/// Ends a command that no pod runs.
+fn exit(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, reason = error.reason(), "failed");
-            ExitCode::from(u8::try_from(error.outcome().code.exit()).unwrap_or(EXIT_BAD_INPUT as u8))
+            tracing::error!(reason = error.reason(), detail = error.message(), "failed");
+            code(error.outcome().code)
         }
     }
 }
 
-fn run_selftest(args: &fleetune_worker::cli::Selftest) -> Result<(), WorkerError> {
+fn code(code: Code) -> ExitCode {
+    ExitCode::from(u8::try_from(code.exit()).unwrap_or(u8::MAX))
+}
+
+async fn run_publish(args: &cli::Publish) -> Result<Outcome> {
+    let text = fleetune_worker::version::read_bounded(&args.file, 1 << 20)?;
+    let job = serde_yaml::from_slice(&text)
+        .map_err(|error| WorkerError::bad(INVALID_JOB, format!("{}: {error}", args.file.display())))?;
+    let order = publish::Order {
+        candidate: args.candidate.clone(),
+        report: args.report.clone(),
+    };
+    let registry = Registry::from_env()?;
+    publish::run(&registry, &job, &order, &args.key).await
+}
+
+fn run_selftest(args: &cli::Selftest) -> Result<()> {
+    if let Some(bytes) = args.memory {
+        use nix::sys::resource::{Resource, setrlimit};
+        setrlimit(Resource::RLIMIT_AS, bytes, bytes)
+            .map_err(|error| WorkerError::transient(INTERNAL, format!("address-space limit of {bytes}: {error}")))?;
+    }
     let version = Version::open(&args.dir)?;
     let result = selftest::run(&version, &args.dir, args.tolerance)?;
-    let text = serde_json::to_string(&result).unwrap_or_default();
-    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
-        .map_err(|error| WorkerError::io("writing", std::path::Path::new("stdout"), &error))
+    print(&serde_json::to_string(&result).unwrap_or_default())
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush())
+        .map_err(|error| WorkerError::io("writing", Path::new("stdout"), &error))
 }

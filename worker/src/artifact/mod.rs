@@ -8,7 +8,7 @@ mod pack;
 
 pub use layer::{Kind, Layer, extract};
 pub use manifest::{Descriptor, Manifest, VersionManifest};
-pub use pack::{Packed, pack, verify};
+pub use pack::{Packed, files, pack, verify};
 
 use fleetune_crds::outcome::Code;
 use std::path::{Path, PathBuf};

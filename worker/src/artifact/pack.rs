@@ -33,9 +33,7 @@ impl Packed {
 
 /// Packs a directory. Reads every file once to hash it; links and special files are refused.
 pub fn pack(dir: &Path) -> Result<Packed, ArtifactError> {
-    let mut paths = Vec::new();
-    list(dir, "", &mut paths)?;
-    paths.sort_unstable();
+    let paths = files(dir)?;
     for needed in [GRAPH, BACKBONE, TUNED, "pipeline.json", "labels.json"] {
         if !paths.iter().any(|path| path == needed) {
             return Err(ArtifactError::NotAVersion {
@@ -70,6 +68,14 @@ pub fn verify(dir: &Path, expected: &Digest) -> Result<(), ArtifactError> {
         found: found.to_string(),
         expected: expected.to_string(),
     })
+}
+
+/// The paths of all files below `dir`, sorted. Links and special files are refused.
+pub fn files(dir: &Path) -> Result<Vec<String>, ArtifactError> {
+    let mut paths = Vec::new();
+    list(dir, "", &mut paths)?;
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 fn list(dir: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), ArtifactError> {

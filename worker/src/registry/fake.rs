@@ -73,9 +73,8 @@ impl Fake {
     }
 
     pub(crate) fn count(&self, method: &Method, path: &str) -> usize {
-        let shelf = self.shelf.lock().unwrap();
-        shelf
-            .seen
+        let all = self.shelf.lock().unwrap();
+        all.seen
             .iter()
             .filter(|seen| seen.method == *method && seen.path.contains(path))
             .count()
@@ -146,24 +145,19 @@ fn answer(
 ) -> Response {
     let last = path.rsplit('/').next().unwrap_or_default().to_owned();
     if path.contains("/blobs/uploads/") {
-        return match *method {
-            Method::POST => (
-                StatusCode::ACCEPTED,
-                [(header::LOCATION, format!("{path}session?state=1"))],
-            )
-                .into_response(),
-            _ => {
-                let digest = query
-                    .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("digest=")))
-                    .unwrap_or_default()
-                    .replace("%3A", ":");
-                if Digest::of(body).as_str() != digest {
-                    return StatusCode::BAD_REQUEST.into_response();
-                }
-                shelf.blobs.insert(digest, body.to_vec());
-                StatusCode::CREATED.into_response()
-            }
-        };
+        if method == Method::POST {
+            let to = format!("{path}session?state=1");
+            return (StatusCode::ACCEPTED, [(header::LOCATION, to)]).into_response();
+        }
+        let digest = query
+            .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("digest=")))
+            .unwrap_or_default()
+            .replace("%3A", ":");
+        if Digest::of(body).as_str() != digest {
+            return StatusCode::BAD_REQUEST.into_response();
+        }
+        shelf.blobs.insert(digest, body.to_vec());
+        return StatusCode::CREATED.into_response();
     }
     let found = if path.contains("/manifests/") {
         if method == Method::PUT {

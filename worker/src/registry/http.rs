@@ -169,8 +169,7 @@ impl Registry {
             .headers()
             .get_all(WWW_AUTHENTICATE)
             .iter()
-            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-            .next();
+            .find_map(|value| Challenge::parse(value.to_str().ok()?));
         let host = host_and_port(&request.url);
         match challenge {
             Some(Challenge::Basic) => match self.credentials.for_host(&host) {

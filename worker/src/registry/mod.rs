@@ -9,7 +9,7 @@ mod http;
 mod pull;
 mod push;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use auth::Credentials;
 pub use pull::{FetchStats, FetchedSignature};

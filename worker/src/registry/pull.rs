@@ -38,7 +38,7 @@ impl Registry {
     /// The manifest with this digest, checked against it.
     pub async fn fetch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let bytes = self.fetch_reference(repository, digest.as_str()).await?;
-        self.check(repository, digest, &bytes)?;
+        Self::check(repository, digest, &bytes)?;
         Ok(bytes)
     }
 
@@ -69,7 +69,7 @@ impl Registry {
         limit: u64,
     ) -> Result<Vec<u8>, RegistryError> {
         let what = format!("blob {} of {repository}", blob.digest);
-        self.bound(repository, &what, blob.size, limit)?;
+        Self::bound(repository, &what, blob.size, limit)?;
         let url = format!("{}/blobs/{}", self.base(repository), blob.digest);
         let bytes = self
             .patiently(async || {
@@ -84,7 +84,7 @@ impl Registry {
                 Ok(bytes)
             })
             .await?;
-        self.check(repository, &blob.digest, &bytes)?;
+        Self::check(repository, &blob.digest, &bytes)?;
         Ok(bytes)
     }
 
@@ -99,7 +99,7 @@ impl Registry {
         limit: u64,
     ) -> Result<FetchStats, RegistryError> {
         let what = format!("blob {} of {repository}", blob.digest);
-        self.bound(repository, &what, blob.size, limit)?;
+        Self::bound(repository, &what, blob.size, limit)?;
         if tokio::fs::try_exists(path).await.map_err(|source| io(path, source))? {
             return Ok(FetchStats::default());
         }
@@ -361,7 +361,7 @@ impl Registry {
         }
     }
 
-    pub(super) fn check(&self, repository: &Repository, expected: &Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+    fn check(repository: &Repository, expected: &Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let found = Digest::of(bytes);
         if found == *expected {
             return Ok(());
@@ -373,7 +373,7 @@ impl Registry {
         })
     }
 
-    fn bound(&self, repository: &Repository, what: &str, size: u64, limit: u64) -> Result<(), RegistryError> {
+    fn bound(repository: &Repository, what: &str, size: u64, limit: u64) -> Result<(), RegistryError> {
         if size <= limit {
             return Ok(());
         }
