@@ -2,6 +2,7 @@
 
 use crate::config::HubConfig;
 use crate::finetunejob;
+use crate::modelrollout;
 use crate::process::Controllers;
 use crate::runtime::{Context, crds};
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelPlacement, ModelRollout, ModelVersion, RolloutAction};
@@ -25,6 +26,6 @@ pub fn needed() -> Vec<crds::Needed> {
 /// # Errors
 /// When a controller cannot be set up.
 pub fn controllers(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
-    let all: Vec<Controllers> = vec![finetunejob::start(ctx)?];
+    let all: Vec<Controllers> = vec![finetunejob::start(ctx)?, modelrollout::start(ctx)?];
     Ok(join_all(all).map(|_| ()).boxed())
 }

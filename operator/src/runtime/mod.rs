@@ -11,6 +11,7 @@ pub mod events;
 pub mod health;
 pub mod lease;
 pub mod metrics;
+pub mod patch;
 pub mod shutdown;
 
 pub use clock::Clock;
