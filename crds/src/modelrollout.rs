@@ -116,7 +116,7 @@ fn default_quorum() -> CountOrPercent {
 }
 
 fn default_progress_deadline() -> Span {
-    Span::from(std::time::Duration::from_secs(600))
+    Span::from(std::time::Duration::from_mins(10))
 }
 
 fn default_stages() -> Vec<Stage> {
