@@ -1,10 +1,9 @@
 //! `fleetune-operator hub`: which controllers it runs and which kinds they need.
 
 use crate::config::HubConfig;
-use crate::finetunejob;
-use crate::modelrollout;
 use crate::process::Controllers;
 use crate::runtime::{Context, crds};
+use crate::{devicecluster, finetunejob, modelrollout};
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelPlacement, ModelRollout, ModelVersion, RolloutAction};
 use futures::FutureExt;
 use futures::future::join_all;
@@ -26,6 +25,10 @@ pub fn needed() -> Vec<crds::Needed> {
 /// # Errors
 /// When a controller cannot be set up.
 pub fn controllers(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
-    let all: Vec<Controllers> = vec![finetunejob::start(ctx)?, modelrollout::start(ctx)?];
+    let all: Vec<Controllers> = vec![
+        finetunejob::start(ctx)?,
+        modelrollout::start(ctx)?,
+        devicecluster::start(ctx),
+    ];
     Ok(join_all(all).map(|_| ()).boxed())
 }

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod devicecluster;
 pub mod edge;
 pub mod finetunejob;
 pub mod hub;
