@@ -3,7 +3,7 @@
 use crate::config::HubConfig;
 use crate::process::Controllers;
 use crate::runtime::{Context, crds};
-use crate::{devicecluster, finetunejob, modelrollout};
+use crate::{devicecluster, edge, finetunejob, modelrollout};
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelPlacement, ModelRollout, ModelVersion, RolloutAction};
 use futures::FutureExt;
 use futures::future::join_all;
@@ -29,6 +29,7 @@ pub fn controllers(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
         finetunejob::start(ctx)?,
         modelrollout::start(ctx)?,
         devicecluster::start(ctx),
+        edge::pool::start(ctx)?,
     ];
     Ok(join_all(all).map(|_| ()).boxed())
 }

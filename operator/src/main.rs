@@ -6,8 +6,7 @@ use fleetune_crds::{EdgeNode, names};
 use fleetune_operator::cli::{Cli, Command};
 use fleetune_operator::config::{self, EdgeConfig, HubConfig};
 use fleetune_operator::runtime::crds;
-use fleetune_operator::{hub, process};
-use futures::FutureExt;
+use fleetune_operator::{edge, hub, process};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -27,7 +26,7 @@ async fn main() -> anyhow::Result<()> {
             let config: EdgeConfig = config::read(&args.config)?;
             let ctx = process::context(config, &args, "fleetune-edge", client().await?)?;
             let needed = vec![crds::needed::<EdgeNode>()];
-            process::run(ctx, names::LEASE_EDGE, needed, |ctx| Ok(ctx.shutdown.wait().boxed())).await
+            process::run(ctx, names::LEASE_EDGE, needed, edge::start).await
         }
     }
 }
