@@ -1,11 +1,13 @@
 //! The CustomResourceDefinitions as YAML, the way they are committed and shipped in the charts.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 
 /// The kinds that live on the hub, by file name without extension.
 pub fn hub() -> Vec<(&'static str, CustomResourceDefinition)> {
-    vec![
+    [
         ("finetunejobs", crate::FineTuneJob::crd()),
         ("modelrollouts", crate::ModelRollout::crd()),
         ("rolloutactions", crate::RolloutAction::crd()),
@@ -13,11 +15,46 @@ pub fn hub() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("modelversions", crate::ModelVersion::crd()),
         ("modelplacements", crate::ModelPlacement::crd()),
     ]
+    .map(polished)
+    .into()
 }
 
 /// The kind that lives on device clusters.
 pub fn edge() -> Vec<(&'static str, CustomResourceDefinition)> {
-    vec![("edgenodes", crate::EdgeNode::crd())]
+    [("edgenodes", crate::EdgeNode::crd())].map(polished).into()
+}
+
+/// What the derive cannot say: the kind's own description at the root, where `kubectl explain` shows it, and no format
+/// that the API server does not know.
+fn polished(
+    (name, mut definition): (&'static str, CustomResourceDefinition),
+) -> (&'static str, CustomResourceDefinition) {
+    for version in &mut definition.spec.versions {
+        let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else {
+            continue;
+        };
+        let spec = root.properties.as_ref().and_then(|p| p.get("spec"));
+        root.description = spec.and_then(|s| s.description.clone());
+        known_formats(root);
+    }
+    (name, definition)
+}
+
+fn known_formats(schema: &mut JSONSchemaProps) {
+    if schema.format.as_deref() == Some("uint32") {
+        schema.format = Some("int64".into());
+    }
+    for property in schema.properties.iter_mut().flat_map(|p| p.values_mut()) {
+        known_formats(property);
+    }
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(item)) => known_formats(item),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(known_formats),
+        None => {}
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut schema.additional_properties {
+        known_formats(value);
+    }
 }
 
 /// The text of one definition, with a first line that says where it comes from.
