@@ -1,5 +1,6 @@
 //! The committed definitions, the chart templates and the types say the same, and every field of the API is written the
 //! way the conventions ask for.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
 
 use fleetune_crds::yaml;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{

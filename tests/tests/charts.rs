@@ -1,0 +1,584 @@
+//! The two charts as Helm renders them: what they grant, how their pods are confined, what their schemas refuse, and that
+//! the binaries read the configuration that they write. Needs Helm and no cluster.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
+
+use fleetune_crds::access::{Actor, GRANTS, Scope};
+use fleetune_crds::names;
+use fleetune_operator::config::{EdgeConfig, HubConfig};
+use fleetune_tests::lab::paths::{Paths, tree};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+const HUB: &str = "fleetune";
+const EDGE: &str = "fleetune-edge";
+const NAMESPACE: &str = "fleetune-system";
+
+/// Helm, from the lab's cache or the machine; without it a test is skipped, unless the lab is required.
+fn helm() -> Option<PathBuf> {
+    let cached = Paths::from_env().and_then(|p| p.program("helm")).ok();
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("helm"))
+            .find(|file| file.is_file())
+    };
+    let found = cached.or_else(on_path);
+    if found.is_none() {
+        assert!(
+            std::env::var_os("FLEETUNE_REQUIRE_LAB").is_none_or(|v| v != "1"),
+            "helm is missing: run `make tools`"
+        );
+        eprintln!("SKIPPED: helm is missing: run `make tools`");
+    }
+    found
+}
+
+/// Runs Helm with `values` on a chart.
+fn run(helm: &PathBuf, command: &[&str], chart: &str, values: &Value) -> Output {
+    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    serde_json::to_writer(&mut file, values).unwrap();
+    Command::new(helm)
+        .args(command)
+        .arg(tree().join("charts").join(chart))
+        .args(["--namespace", NAMESPACE, "--values"])
+        .arg(file.path())
+        .output()
+        .unwrap()
+}
+
+/// The objects that a chart renders with `values`.
+fn render(helm: &PathBuf, chart: &str, values: &Value) -> Vec<Value> {
+    let output = run(helm, &["template", "release"], chart, values);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "helm template {chart}: {errors}\n{values}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|object| !object.is_null())
+        .collect()
+}
+
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n";
+
+/// The least that each chart needs, and everything that it can do.
+fn all_values(chart: &str) -> Vec<Value> {
+    let metrics =
+        json!({"serviceMonitor": {"enabled": true, "labels": {"a": "b"}}, "prometheusRule": {"enabled": true}});
+    let pod = json!({
+        "nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "high", "podLabels": {"c": "d"}, "podAnnotations": {"e": "f"},
+        "serviceAccount": {"annotations": {"g": "h"}},
+    });
+    let mut full = pod.clone();
+    full["replicas"] = json!(2);
+    full["metrics"] = metrics;
+    full["imagePullSecrets"] = json!(["pull"]);
+    full["insecureRegistries"] = json!(["10.77.0.1:5000"]);
+    full["image"] = json!({"digest": format!("sha256:{}", "a".repeat(64))});
+    if chart == HUB {
+        full["metrics"]["dashboard"] = json!({"enabled": true});
+        full["networkPolicy"] = json!({"enabled": true, "from": [{"podSelector": {}}]});
+        full["worker"] = json!({"image": {"ref": "registry.lab:5000/worker@sha256:0"}});
+        full["hub"] = json!({"url": "https://10.0.0.1:6443", "caBundle": "-----BEGIN CERTIFICATE-----\nMIIB\n"});
+        full["signingKeys"] = json!([{"name": "default", "secret": "key", "namespaces": ["*"]}]);
+        full["defaultSigningKey"] = json!("default");
+        full["publishPushSecret"] = json!("push");
+        return vec![json!({}), full];
+    }
+    full["cluster"] = json!("edge-a");
+    full["networkPolicy"] =
+        json!({"enabled": true, "scrapeFrom": [{"podSelector": {}}], "serveFrom": [{"podSelector": {}}]});
+    full["trustedKeys"] = json!([{"name": "default", "publicKey": PUBLIC_KEY, "namespaces": ["shop"]}]);
+    full["node"] = pod;
+    full["node"]["service"] = json!({"nodePort": 30080});
+    full["node"]["registrySecret"] = json!("registry");
+    let mut push = full.clone();
+    push["mode"] = json!("Push");
+    vec![json!({"cluster": "edge-a"}), json!({"mode": "Push"}), full, push]
+}
+
+/// Every rendering of every chart.
+fn everything(helm: &PathBuf) -> Vec<(String, Vec<Value>)> {
+    let mut all = Vec::new();
+    for chart in [HUB, EDGE] {
+        for (number, values) in all_values(chart).iter().enumerate() {
+            all.push((format!("{chart}, values {number}"), render(helm, chart, values)));
+        }
+    }
+    all
+}
+
+fn kind(object: &Value) -> &str {
+    object["kind"].as_str().unwrap_or_default()
+}
+
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn list(value: &Value) -> Vec<&str> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+fn find<'a>(objects: &'a [Value], of: &str, called: &str) -> &'a Value {
+    let found = objects.iter().find(|o| kind(o) == of && name(o) == called);
+    found.unwrap_or_else(|| panic!("no {of} {called}"))
+}
+
+#[test]
+fn charts_pass_lint() {
+    let Some(helm) = helm() else { return };
+    for chart in [HUB, EDGE] {
+        for values in all_values(chart) {
+            let output = run(&helm, &["lint", "--strict"], chart, &values);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{chart}: {text}\n{values}");
+        }
+    }
+}
+
+/// One right: where, group, resource, name or nothing, verb.
+type Right = (&'static str, String, String, String, String);
+
+fn rights(rules: &Value, place: &'static str, into: &mut BTreeSet<Right>) {
+    for rule in rules.as_array().into_iter().flatten() {
+        assert!(rule["nonResourceURLs"].is_null(), "{rule}");
+        let names = list(&rule["resourceNames"]);
+        let names = if names.is_empty() { vec![""] } else { names };
+        for group in list(&rule["apiGroups"]) {
+            for resource in list(&rule["resources"]) {
+                for name in &names {
+                    for verb in list(&rule["verbs"]) {
+                        let right = (place, group.into(), resource.into(), (*name).into(), verb.into());
+                        assert!(into.insert(right), "granted twice: {rule}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the bindings of a rendering give to the ServiceAccount `account`.
+fn granted(objects: &[Value], account: &str) -> BTreeSet<Right> {
+    let mut found = BTreeSet::new();
+    for binding in objects.iter().filter(|o| kind(o).ends_with("RoleBinding")) {
+        let subjects = binding["subjects"].as_array().unwrap();
+        assert_eq!(subjects.len(), 1, "{binding}");
+        assert_eq!(subjects[0]["kind"], "ServiceAccount", "{binding}");
+        if subjects[0]["name"] != account {
+            continue;
+        }
+        let place = match (kind(binding), binding["metadata"]["namespace"].as_str()) {
+            ("ClusterRoleBinding", _) => "cluster",
+            (_, Some(NAMESPACE)) => "operator",
+            (_, Some(names::NODE_NAMESPACE)) => "node",
+            (_, other) => panic!("a binding in {other:?}"),
+        };
+        let role = objects.iter().find(|o| {
+            o["metadata"]["namespace"] == binding["metadata"]["namespace"]
+                && o["kind"] == binding["roleRef"]["kind"]
+                && o["metadata"]["name"] == binding["roleRef"]["name"]
+        });
+        rights(
+            &role.unwrap_or_else(|| panic!("no role for {binding}"))["rules"],
+            place,
+            &mut found,
+        );
+    }
+    found
+}
+
+fn table(actor: Actor) -> BTreeSet<Right> {
+    let mut rights = BTreeSet::new();
+    for grant in GRANTS.iter().filter(|g| g.actor == actor) {
+        let place = match grant.scope {
+            Scope::Cluster => "cluster",
+            Scope::Operator => "operator",
+            Scope::NodeRuntime => "node",
+            Scope::DeviceCluster => "device cluster",
+        };
+        let names = if grant.names.is_empty() { &[""][..] } else { grant.names };
+        for name in names {
+            for verb in grant.verbs {
+                let right = (
+                    place,
+                    grant.group.into(),
+                    grant.resource.into(),
+                    (*name).into(),
+                    (*verb).into(),
+                );
+                rights.insert(right);
+            }
+        }
+    }
+    rights
+}
+
+fn equal(what: &str, rendered: &BTreeSet<Right>, expected: &BTreeSet<Right>) {
+    let missing: Vec<_> = expected.difference(rendered).collect();
+    let extra: Vec<_> = rendered.difference(expected).collect();
+    assert!(
+        missing.is_empty() && extra.is_empty(),
+        "{what}: the chart lacks {missing:#?}, and has beside {extra:#?}"
+    );
+}
+
+#[test]
+fn rbac_is_the_access_table_in_both_directions() {
+    let Some(helm) = helm() else { return };
+    for values in all_values(HUB) {
+        let objects = render(&helm, HUB, &values);
+        equal("hub", &granted(&objects, "fleetune-hub"), &table(Actor::Hub));
+        let mut edges = BTreeSet::new();
+        let role = find(&objects, "ClusterRole", names::EDGE_CLUSTER_ROLE);
+        rights(&role["rules"], "device cluster", &mut edges);
+        equal("edges on the hub", &edges, &table(Actor::EdgeOnHub));
+        let bound = objects.iter().filter(|o| kind(o).ends_with("RoleBinding"));
+        assert!(
+            bound
+                .into_iter()
+                .all(|b| b["roleRef"]["name"] != names::EDGE_CLUSTER_ROLE),
+            "the hub binds it, per cluster"
+        );
+    }
+    for values in all_values(EDGE) {
+        let objects = render(&helm, EDGE, &values);
+        equal("edge", &granted(&objects, "fleetune-edge"), &table(Actor::Edge));
+        equal("node", &granted(&objects, "fleetune-node"), &table(Actor::Node));
+    }
+}
+
+#[test]
+fn no_role_holds_a_wildcard_and_no_account_mounts_its_token_unasked() {
+    let Some(helm) = helm() else { return };
+    for (what, objects) in everything(&helm) {
+        for role in objects.iter().filter(|o| kind(o).ends_with("Role")) {
+            assert!(!role["rules"].to_string().contains('*'), "{what}: {role}");
+        }
+        for account in objects.iter().filter(|o| kind(o) == "ServiceAccount") {
+            assert_eq!(account["automountServiceAccountToken"], false, "{what}: {account}");
+        }
+    }
+}
+
+/// The pod specs of a rendering, each with the name of its object.
+fn pods(objects: &[Value]) -> Vec<(&str, &Value)> {
+    let of = |o: &'_ Value| match kind(o) {
+        "Pod" => Some("/spec"),
+        "Deployment" | "DaemonSet" => Some("/spec/template/spec"),
+        _ => None,
+    };
+    objects
+        .iter()
+        .filter_map(|o| Some((name(o), o.pointer(of(o)?)?)))
+        .collect()
+}
+
+#[test]
+fn every_container_is_restricted_but_the_one_that_prepares_the_store() {
+    let Some(helm) = helm() else { return };
+    for (what, objects) in everything(&helm) {
+        let pods = pods(&objects);
+        assert!(pods.len() >= 2, "{what}");
+        for (owner, pod) in pods {
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{what}: {owner}");
+            assert_eq!(
+                pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
+                "{what}: {owner}"
+            );
+            for key in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"] {
+                assert!(pod[key].is_null(), "{what}: {owner} sets {key}");
+            }
+            let containers = [&pod["containers"], &pod["initContainers"]];
+            for container in containers.into_iter().flat_map(|c| c.as_array().into_iter().flatten()) {
+                let context = &container["securityContext"];
+                let told = format!("{what}: {owner}: {}", container["name"]);
+                assert_eq!(context["allowPrivilegeEscalation"], false, "{told}");
+                assert_eq!(context["readOnlyRootFilesystem"], true, "{told}");
+                assert_eq!(context["capabilities"]["drop"], json!(["ALL"]), "{told}");
+                assert!(context["privileged"].is_null(), "{told}");
+                assert!(
+                    container["resources"]["limits"]["memory"].is_string(),
+                    "{told}: no memory limit"
+                );
+                assert!(container["ports"].to_string().find("hostPort").is_none(), "{told}");
+                if container["name"] == "prepare-store" {
+                    assert_eq!(context["capabilities"]["add"], json!(["CHOWN"]), "{told}");
+                } else {
+                    assert_eq!(context["runAsNonRoot"], true, "{told}");
+                    assert!(context["capabilities"]["add"].is_null(), "{told}");
+                }
+            }
+            let paths = pod["volumes"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|v| v["hostPath"]["path"].as_str());
+            let expected: &[&str] = if owner == "fleetune-node" {
+                &[names::NODE_STORE]
+            } else {
+                &[]
+            };
+            assert_eq!(paths.collect::<Vec<_>>(), expected, "{what}: {owner}");
+        }
+    }
+}
+
+#[test]
+fn the_binaries_read_the_configuration_that_the_charts_write() {
+    let Some(helm) = helm() else { return };
+    let config = |objects: &[Value], called: &str| {
+        find(objects, "ConfigMap", called)["data"]["config.yaml"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    for values in all_values(HUB) {
+        let text = config(&render(&helm, HUB, &values), "fleetune-hub");
+        let read: HubConfig = serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        assert_eq!(read.hub.url.as_deref(), values["hub"]["url"].as_str());
+        assert_eq!(
+            read.signing_keys.len(),
+            values["signingKeys"].as_array().map_or(0, Vec::len)
+        );
+        assert_eq!(read.common.node_namespace, names::NODE_NAMESPACE);
+    }
+    for values in all_values(EDGE) {
+        let objects = render(&helm, EDGE, &values);
+        if values["mode"] != "Push" {
+            let text = config(&objects, "fleetune-edge");
+            let read: EdgeConfig = serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+            assert_eq!(read.cluster, "edge-a");
+        }
+        let node: Value = serde_yaml::from_str(&config(&objects, "fleetune-node")).unwrap();
+        assert_eq!(node["store"], names::NODE_STORE);
+        if let Some(keys) = values["trustedKeys"].as_array() {
+            assert_eq!(node["keys"][0]["publicKey"], PUBLIC_KEY, "a key keeps its line breaks");
+            assert_eq!(node["keys"].as_array().unwrap().len(), keys.len());
+        }
+    }
+}
+
+#[test]
+fn a_runtime_is_replaced_after_its_successor_is_ready_and_asked_on_its_own_node() {
+    let Some(helm) = helm() else { return };
+    for values in all_values(EDGE) {
+        let objects = render(&helm, EDGE, &values);
+        let runtime = find(&objects, "DaemonSet", "fleetune-node");
+        assert_eq!(runtime["metadata"]["namespace"], names::NODE_NAMESPACE);
+        let update = &runtime["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!(update, &json!({"maxSurge": 1, "maxUnavailable": 0}));
+        let labels = &runtime["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(labels["app.kubernetes.io/name"], "fleetune-node");
+        let service = find(&objects, "Service", "fleetune-node");
+        assert_eq!(service["spec"]["internalTrafficPolicy"], "Local");
+        let node_port = values.pointer("/node/service/nodePort").cloned().unwrap_or_default();
+        assert_eq!(service["spec"]["ports"][0]["nodePort"], node_port);
+        let external = if node_port.is_null() {
+            Value::Null
+        } else {
+            json!("Local")
+        };
+        assert_eq!(service["spec"]["externalTrafficPolicy"], external);
+        let pull = values["mode"] != "Push";
+        assert_eq!(
+            objects.iter().any(|o| kind(o) == "Deployment"),
+            pull,
+            "the edge controller runs here for Pull alone"
+        );
+        assert_eq!(
+            objects.iter().any(|o| kind(o) == "Secret"),
+            !pull,
+            "a token for the hub is made for Push alone"
+        );
+    }
+}
+
+#[test]
+fn what_is_off_is_absent_and_what_deletes_data_is_kept() {
+    let Some(helm) = helm() else { return };
+    for (chart, least) in [(HUB, json!({})), (EDGE, json!({"cluster": "edge-a"}))] {
+        let objects = render(&helm, chart, &least);
+        for off in [
+            "ServiceMonitor",
+            "PrometheusRule",
+            "NetworkPolicy",
+            "PodDisruptionBudget",
+        ] {
+            assert!(objects.iter().all(|o| kind(o) != off), "{chart}: {off}");
+        }
+        for crd in objects
+            .iter()
+            .filter(|o| matches!(kind(o), "CustomResourceDefinition" | "Namespace"))
+        {
+            assert_eq!(
+                crd["metadata"]["annotations"]["helm.sh/resource-policy"],
+                "keep",
+                "{chart}: {}",
+                name(crd)
+            );
+        }
+        let mut bare = least.clone();
+        bare["crds"] = json!({"install": false});
+        assert!(
+            render(&helm, chart, &bare)
+                .iter()
+                .all(|o| kind(o) != "CustomResourceDefinition")
+        );
+        let full = render(&helm, chart, &all_values(chart)[all_values(chart).len().min(3) - 1]);
+        for on in [
+            "ServiceMonitor",
+            "PrometheusRule",
+            "NetworkPolicy",
+            "PodDisruptionBudget",
+        ] {
+            assert!(full.iter().any(|o| kind(o) == on), "{chart}: {on}");
+        }
+    }
+}
+
+#[test]
+fn the_schemas_refuse_nonsense() {
+    let Some(helm) = helm() else { return };
+    let edge = |mut values: Value| {
+        values["cluster"] = json!("edge-a");
+        values
+    };
+    let key = |key: &str, namespaces: Value| {
+        edge(json!({"trustedKeys": [{"name": "a", "publicKey": key, "namespaces": namespaces}]}))
+    };
+    let table = [
+        (HUB, json!({"replica": 2}), "replica"),
+        (HUB, json!({"replicas": -1}), "replicas"),
+        (HUB, json!({"image": {"pullPolicy": "Sometimes"}}), "pullPolicy"),
+        (HUB, json!({"image": {"digest": "latest"}}), "digest"),
+        (HUB, json!({"hub": {"url": "http://10.0.0.1"}}), "url"),
+        (HUB, json!({"hub": {"caBundle": "MIIB"}}), "caBundle"),
+        (
+            HUB,
+            json!({"signingKeys": [{"name": "a", "secret": "b"}]}),
+            "namespaces",
+        ),
+        (
+            HUB,
+            json!({"signingKeys": [{"name": "a", "secret": "", "namespaces": ["*"]}]}),
+            "secret",
+        ),
+        (HUB, json!({"heartbeat": {"interval": "often"}}), "interval"),
+        (HUB, json!({"insecureRegistries": ["http://a"]}), "insecureRegistries"),
+        (EDGE, json!({}), "cluster"),
+        (EDGE, edge(json!({"mode": "Pushed"})), "mode"),
+        (EDGE, edge(json!({"node": {"service": {"nodePort": 0}}})), "nodePort"),
+        (
+            EDGE,
+            edge(json!({"node": {"selfTest": {"memoryReserve": "much"}}})),
+            "memoryReserve",
+        ),
+        (
+            EDGE,
+            key(
+                "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----",
+                json!(["*"]),
+            ),
+            "publicKey",
+        ),
+        (EDGE, key(PUBLIC_KEY, json!([])), "namespaces"),
+        (EDGE, edge(json!({"hub": {"kubeconfigSecret": ""}})), "kubeconfigSecret"),
+    ];
+    for (chart, values, word) in table {
+        let output = run(&helm, &["template", "release"], chart, &values);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{chart} takes {values}");
+        assert!(
+            errors.contains(word),
+            "{chart}, {values}: {errors} does not name {word}"
+        );
+    }
+}
+
+/// Every series that alerts and dashboard ask for, checked against the names in the sources.
+#[test]
+fn alerts_and_dashboard_ask_for_series_that_exist() {
+    let mut sources = String::new();
+    let mut folders = vec![tree().join("operator/src"), tree().join("worker/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    for file in [
+        "fleetune/files/alerts.yaml",
+        "fleetune/files/dashboard.json",
+        "fleetune-edge/files/alerts.yaml",
+    ] {
+        let text = std::fs::read_to_string(tree().join("charts").join(file)).unwrap();
+        let parsed: Value = serde_yaml::from_str(&text).unwrap();
+        assert!(parsed.is_object(), "{file}");
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let series: BTreeSet<_> = words.filter(|w| w.starts_with("fleetune_")).collect();
+        assert!(!series.is_empty(), "{file}");
+        for name in series {
+            let name = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(
+                sources.contains(&format!("\"{name}\"")),
+                "{file} asks for {name}, which nothing exports"
+            );
+        }
+    }
+}
+
+/// The examples name models by digest; the script that makes the models knows the same digests.
+#[test]
+fn examples_name_the_models_that_the_script_makes() {
+    let script = std::fs::read_to_string(tree().join("examples/prepare.py")).unwrap();
+    let mut jobs = 0;
+    for entry in std::fs::read_dir(tree().join("examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object = Value::deserialize(document).unwrap();
+            let Some(sha256) = object.pointer("/spec/baseModel/sha256").and_then(Value::as_str) else {
+                continue;
+            };
+            let model = object["spec"]["baseModel"]["uri"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap();
+            let data = object["spec"]["dataset"]["uri"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap();
+            for needed in [model, data, sha256] {
+                assert!(
+                    script.contains(&format!("\"{needed}\"")),
+                    "{}: {needed}",
+                    path.display()
+                );
+            }
+            let job: fleetune_crds::FineTuneJob = serde_json::from_value(object).unwrap();
+            assert_eq!(job.metadata.namespace.as_deref(), Some("shop"));
+            jobs += 1;
+        }
+    }
+    assert!(jobs >= 3);
+}
