@@ -1,3 +1,4 @@
 //! The lab, and what the tests, the demo and the benchmarks share.
 
+pub mod images;
 pub mod lab;

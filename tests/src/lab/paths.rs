@@ -25,6 +25,11 @@ impl Paths {
         })
     }
 
+    /// That folder.
+    pub fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The cache folder itself.
     pub fn root(&self) -> &Path {
         &self.root
