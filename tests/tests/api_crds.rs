@@ -49,7 +49,7 @@ async fn install(client: &kube::Client) -> Result<()> {
 }
 
 struct Server {
-    _server: ApiServer,
+    _api: ApiServer,
     client: kube::Client,
     /// Everything that was not as it should be, so that one run shows all of it.
     problems: Mutex<Vec<String>>,
@@ -68,7 +68,7 @@ impl Server {
             )
             .await?;
         Ok(Self {
-            _server: server,
+            _api: server,
             client,
             problems: Mutex::default(),
         })

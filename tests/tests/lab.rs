@@ -12,7 +12,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// A pod that serves its own name at `/` and one series at `/metrics`, on a given node.
 fn pod(name: &str, node: &str, image: &str) -> serde_json::Value {

@@ -105,7 +105,7 @@ async fn execute() -> Result<()> {
             lab.power_on(&node).await?;
             let cluster = topology::node(&node)?.cluster.name;
             lab.cluster(cluster)?
-                .wait_node(&node, true, std::time::Duration::from_secs(120))
+                .wait_node(&node, true, std::time::Duration::from_mins(2))
                 .await?;
         }
         Command::Cut { cluster } => attached()?.cut(&cluster).await?,

@@ -155,7 +155,7 @@ impl Image {
                 .put(url)
                 .header("content-type", "application/octet-stream")
                 .body(blob.bytes.clone());
-            put.timeout(std::time::Duration::from_secs(120))
+            put.timeout(std::time::Duration::from_mins(2))
                 .send()
                 .await?
                 .error_for_status()?;
@@ -178,10 +178,12 @@ fn architecture() -> Result<&'static str> {
     }
 }
 
+/// A folder that is there because something is in it.
+static PARENT: Entry = Entry::Folder(0o755);
+
 /// A tar of the entries: sorted, no times, owned by root.
 fn archive(entries: &BTreeMap<String, Entry>) -> Result<Vec<u8>> {
     let mut all: BTreeMap<String, &Entry> = BTreeMap::new();
-    static PARENT: Entry = Entry::Folder(0o755);
     for (path, entry) in entries {
         let path = path.trim_start_matches('/');
         for (at, _) in path.match_indices('/') {

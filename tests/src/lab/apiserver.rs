@@ -68,8 +68,8 @@ impl ApiServer {
         ]);
         second.args(common_apiserver_args(dir.path(), "https://kubernetes.default.svc"));
         let keeper = keep(vec![
-            ("etcd", quiet(first, &dir.path().join("etcd.log"))?),
-            ("kube-apiserver", quiet(second, &dir.path().join("apiserver.log"))?),
+            ("etcd", quiet(&first, &dir.path().join("etcd.log"))?),
+            ("kube-apiserver", quiet(&second, &dir.path().join("apiserver.log"))?),
         ])?;
         let mut server = Self {
             dir,
@@ -248,7 +248,7 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
 }
 
 /// The command, with its output in a file and bound to die with the thread that starts it.
-fn quiet(inner: Command, log: &Path) -> Result<Command> {
+fn quiet(inner: &Command, log: &Path) -> Result<Command> {
     let file = File::create(log)?;
     let mut command = Command::new("setpriv");
     command

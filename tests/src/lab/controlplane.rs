@@ -102,6 +102,8 @@ pub fn start_controllers(paths: &Paths, cluster: ClusterSpec) -> Result<[Process
         format!("--service-account-private-key-file={}", file("token.key")),
         "--use-service-account-credentials=true".into(),
         format!("--service-cluster-ip-range={}", cluster.service_range()),
+        // The default is a folder of the machine, which it would make.
+        format!("--flex-volume-plugin-dir={}", file("volume-plugins")),
         // A dead node is NotReady after 16 s instead of 50, so that tests of it end in time. Nodes renew every 2 s.
         "--node-monitor-period=2s".into(),
         "--node-monitor-grace-period=16s".into(),

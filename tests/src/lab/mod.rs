@@ -30,6 +30,7 @@ pub use process::run;
 use anyhow::{Context, Result};
 use paths::Paths;
 use state::{Ledger, State, lock};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use topology::{CLUSTERS, ClusterSpec, HUB};
@@ -321,8 +322,9 @@ pub fn status(paths: &Paths) -> Result<String> {
     for name in &state.clusters {
         let spec = topology::cluster(name)?;
         let link = if net::is_cut(paths, spec)? { "cut" } else { "joined" };
-        text += &format!(
-            "{name:10} {link:7} {} 127.0.0.1:{}\n",
+        let _ = writeln!(
+            text,
+            "{name:10} {link:7} {} 127.0.0.1:{}",
             spec.server(),
             spec.loopback_port()
         );
@@ -330,8 +332,9 @@ pub fn status(paths: &Paths) -> Result<String> {
             let on = state
                 .process(&node::process_name(node))
                 .is_some_and(process::Process::is_alive);
-            text += &format!(
-                "  {:8} {:7} {} 127.0.0.1:{}\n",
+            let _ = writeln!(
+                text,
+                "  {:8} {:7} {} 127.0.0.1:{}",
                 node.name(),
                 if on { "on" } else { "off" },
                 node.address(),
@@ -340,7 +343,7 @@ pub fn status(paths: &Paths) -> Result<String> {
         }
     }
     for process in state.processes.iter().filter(|p| !p.is_alive()) {
-        text += &format!("ended: {} (pid {})\n", process.name, process.pid);
+        let _ = writeln!(text, "ended: {} (pid {})", process.name, process.pid);
     }
     Ok(text)
 }

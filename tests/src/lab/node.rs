@@ -151,10 +151,11 @@ fn init_script(paths: &Paths, node: NodeSpec) -> String {
 # The first process of node {name}. Everything that it and its children write lies under {INNER} or in memory: the
 # machine's root is read-only here.
 set -e
-mount --make-rprivate /
-mount -t proc proc /proc
+# Without -n the machine's /run would get a folder of mount's own before it is hidden.
+mount -n --make-rprivate /
+mount -n -t proc proc /proc
 resolver=$(readlink -f /etc/resolv.conf || echo /etc/resolv.conf)
-mount -t tmpfs -o mode=755 tmpfs /run
+mount -n -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /run/netns {INNER}
 mount --bind '{cache}' {INNER}
 mount --bind {here}/var /var

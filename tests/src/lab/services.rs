@@ -6,6 +6,7 @@ use super::paths::{Paths, search_path};
 use super::process::Process;
 use super::topology::{ClusterSpec, DATA_PORT, HUB, PROMETHEUS_PORT, REGISTRY_PORT};
 use anyhow::{Context, Result};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// Folder of the registry's blobs.
@@ -84,7 +85,8 @@ fn prometheus_config(paths: &Paths, clusters: &[ClusterSpec]) -> String {
     for cluster in clusters {
         let dir = super::controlplane::folder(paths, *cluster).display().to_string();
         let tls = format!("{{ca_file: {dir}/ca.crt, cert_file: {dir}/prometheus.crt, key_file: {dir}/prometheus.key}}");
-        text += &format!(
+        let _ = write!(
+            text,
             r"- job_name: {name}-pods
   file_sd_configs: [{{files: ['{targets}'], refresh_interval: 5s}}]
 - job_name: {name}-apiserver

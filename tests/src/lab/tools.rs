@@ -7,6 +7,7 @@ use super::paths::{Paths, search_path, tree};
 use super::process::run;
 use super::progress::Steps;
 use anyhow::{Context, Result};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -264,7 +265,7 @@ pub fn versions(paths: &Paths) -> Result<String> {
     ] {
         let mut command = Command::new(paths.program(name)?);
         let out = run(command.arg(flag).env("PATH", search_path(&paths.bin())))?;
-        text += &format!("{name}: {}\n", out.lines().next().unwrap_or_default());
+        writeln!(text, "{name}: {}", out.lines().next().unwrap_or_default())?;
     }
     Ok(text)
 }

@@ -3,7 +3,7 @@
 //! All addresses are unique over all clusters, pods included, so that plain routing is enough: a pod on an edge reaches
 //! the hub and the registry, and the hub's Prometheus reaches a pod on an edge.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
 /// Port of every API server on its own address.
 pub const API_PORT: u16 = 6443;
@@ -139,13 +139,13 @@ impl NodeSpec {
 /// # Errors
 /// When there is none.
 pub fn cluster(name: &str) -> Result<ClusterSpec> {
-    match CLUSTERS.into_iter().find(|c| c.name == name) {
-        Some(cluster) => Ok(cluster),
-        None => bail!(
+    let found = CLUSTERS.into_iter().find(|c| c.name == name);
+    found.with_context(|| {
+        format!(
             "no cluster {name:?} in the lab: it has {}",
             CLUSTERS.map(|c| c.name).join(", ")
-        ),
-    }
+        )
+    })
 }
 
 /// The node of that name.
@@ -154,13 +154,9 @@ pub fn cluster(name: &str) -> Result<ClusterSpec> {
 /// When there is none.
 pub fn node(name: &str) -> Result<NodeSpec> {
     let all: Vec<NodeSpec> = CLUSTERS.into_iter().flat_map(ClusterSpec::node_specs).collect();
-    match all.iter().find(|n| n.name() == name) {
-        Some(node) => Ok(*node),
-        None => {
-            let names: Vec<String> = all.iter().map(|n| n.name()).collect();
-            bail!("no node {name:?} in the lab: it has {}", names.join(", "))
-        }
-    }
+    let names: Vec<String> = all.iter().map(|n| n.name()).collect();
+    let found = all.into_iter().find(|n| n.name() == name);
+    found.with_context(|| format!("no node {name:?} in the lab: it has {}", names.join(", ")))
 }
 
 /// One port of loopback and what it leads to.
@@ -183,7 +179,7 @@ pub fn forwards(clusters: &[ClusterSpec]) -> Vec<Forward> {
                 port,
                 namespace: cluster.name,
                 target,
-            })
+            });
         };
         add(cluster.loopback_port(), format!("{}:{API_PORT}", cluster.address()));
         for node in cluster.node_specs() {
