@@ -72,6 +72,8 @@ impl Grant {
 const READ: &[&str] = &["get", "list", "watch"];
 const STATUS: &[&str] = &["patch"];
 const WRITE: &[&str] = &["create", "delete", "get", "list", "patch", "watch"];
+const ACCESS: &[&str] = &["create", "delete", "get", "patch"];
+const EDGE_ACCESS: &[&str] = &[crate::names::EDGE_ACCOUNT];
 const OURS: &str = crate::names::GROUP;
 
 /// Every right that a component has; nothing else is granted by the charts.
@@ -90,36 +92,41 @@ pub const GRANTS: &[Grant] = &[
     grant(Actor::Hub, OURS, "rolloutactions/status", STATUS),
     grant(Actor::Hub, OURS, "deviceclusters", &["get", "list", "patch", "watch"]),
     grant(Actor::Hub, OURS, "deviceclusters/status", STATUS),
-    grant(Actor::Hub, OURS, "modelversions", WRITE),
+    // Versions are immutable; which one is the latest is read from the list.
+    grant(Actor::Hub, OURS, "modelversions", &["create", "list", "watch"]),
     grant(Actor::Hub, OURS, "modelplacements", WRITE),
     // Push mode runs the edge controller inside the hub operator.
     grant(Actor::Hub, OURS, "modelplacements/status", STATUS),
     grant(Actor::Hub, "batch", "jobs", WRITE),
-    grant(Actor::Hub, "", "configmaps", WRITE),
-    grant(Actor::Hub, "", "pods", READ),
-    grant(Actor::Hub, "", "namespaces", &["create", "get", "patch"]),
-    grant(Actor::Hub, "", "serviceaccounts", &["create", "delete", "get", "patch"]),
-    grant(Actor::Hub, "", "serviceaccounts/token", &["create"]),
-    grant(
-        Actor::Hub,
-        "rbac.authorization.k8s.io",
-        "rolebindings",
-        &["create", "delete", "get", "patch"],
-    ),
+    // What lies in a job's namespace goes with the job; at home there is no owner to follow.
+    grant(Actor::Hub, "", "configmaps", &["create", "get"]),
+    grant(Actor::Hub, "", "configmaps", &["delete"]).within(Scope::Operator),
+    grant(Actor::Hub, "", "pods", &["list"]),
+    grant(Actor::Hub, "", "namespaces", &["create", "get"]),
+    // The access of Pull agents. All of it has one name and is made by server-side apply, whose right to create can be
+    // limited to a name, which that of a POST cannot.
+    grant(Actor::Hub, "", "serviceaccounts", ACCESS).named(EDGE_ACCESS),
+    grant(Actor::Hub, "", "serviceaccounts/token", &["create"]).named(EDGE_ACCESS),
+    grant(Actor::Hub, "rbac.authorization.k8s.io", "rolebindings", ACCESS).named(EDGE_ACCESS),
+    grant(Actor::Hub, "", "secrets", ACCESS).named(EDGE_ACCESS),
+    // Kubeconfigs of Push clusters are read at home.
+    grant(Actor::Hub, "", "secrets", &["get"]).within(Scope::Operator),
+    // Heartbeats are made and watched everywhere, and renewed for Push clusters; the own Lease is renewed at home.
     grant(
         Actor::Hub,
         "coordination.k8s.io",
         "leases",
-        &["create", "get", "list", "patch", "watch"],
+        &["create", "get", "list", "watch"],
     ),
+    grant(Actor::Hub, "coordination.k8s.io", "leases", &["patch"]).named(&[crate::names::LEASE_HEARTBEAT]),
+    grant(Actor::Hub, "coordination.k8s.io", "leases", &["patch"])
+        .named(&[crate::names::LEASE_HUB])
+        .within(Scope::Operator),
     grant(Actor::Hub, "events.k8s.io", "events", &["create", "patch"]),
-    // Kubeconfigs of Push clusters are read at home; those of Pull clusters are written into their namespaces.
-    grant(Actor::Hub, "", "secrets", &["get"]).within(Scope::Operator),
-    grant(Actor::Hub, "", "secrets", &["create", "delete", "get", "patch"]).named(&[crate::names::EDGE_ACCOUNT]),
     // An edge controller on the hub: read its placements, report on them, beat its heart. Nothing else, nowhere else.
     grant(Actor::EdgeOnHub, OURS, "modelplacements", READ),
     grant(Actor::EdgeOnHub, OURS, "modelplacements/status", STATUS),
-    grant(Actor::EdgeOnHub, "coordination.k8s.io", "leases", &["get", "patch"]),
+    grant(Actor::EdgeOnHub, "coordination.k8s.io", "leases", &["get", "patch"]).named(&[crate::names::LEASE_HEARTBEAT]),
     // An edge controller at home.
     grant(Actor::Edge, OURS, "edgenodes", WRITE),
     grant(Actor::Edge, "", "nodes", READ),

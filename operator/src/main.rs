@@ -43,7 +43,12 @@ async fn client() -> anyhow::Result<kube::Client> {
 
 /// JSON lines in a cluster, short text elsewhere; on standard error.
 fn logs() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
+    // The library's own spans say again what ours say.
+    if !levels.contains("kube_runtime") {
+        levels.push_str(",kube_runtime=warn");
+    }
+    let filter = EnvFilter::new(levels);
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
