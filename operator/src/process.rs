@@ -73,13 +73,14 @@ pub async fn run<C: AsRef<Common> + Send + Sync + 'static>(
         }
         outcome
     };
+    tokio::pin!(work);
     tokio::select! {
+        done = &mut work => done,
         served = pages => {
             served??;
-            // The pages end with the switch; the controllers finish what they have begun.
             anyhow::ensure!(ctx.shutdown.is_triggered(), "the health server stopped");
-            Ok(())
+            // The pages end with the switch; the controllers finish what they have begun, and the Lease is given back.
+            work.await
         }
-        done = work => done,
     }
 }
