@@ -19,6 +19,8 @@ pub struct Cli {
 pub enum Command {
     /// Hashes, signs and tags a candidate that passed its gates. Never opens a model.
     Publish(Publish),
+    /// Gives the store's folder on a node to the runtime's user; runs before the runtime.
+    PrepareStore(PrepareStore),
     /// Runs a version's self-test in this process; the node runtime starts it as a child.
     #[command(hide = true)]
     Selftest(Selftest),
@@ -52,4 +54,15 @@ pub struct Selftest {
     /// Most bytes of address space that this process may have.
     #[arg(long)]
     pub memory: Option<u64>,
+}
+
+/// Options of `prepare-store`.
+#[derive(Args, Debug)]
+pub struct PrepareStore {
+    /// The store's folder.
+    #[arg(long, default_value = names::NODE_STORE)]
+    pub path: PathBuf,
+    /// The runtime's user, and group.
+    #[arg(long)]
+    pub uid: u32,
 }

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod pipeline;
+pub mod prepare_store;
 pub mod publish;
 pub mod registry;
 pub mod selftest;

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Publish(args) => last_words(block_on(run_publish(&args))),
+        Command::PrepareStore(args) => exit(fleetune_worker::prepare_store::run(&args.path, args.uid)),
         Command::Selftest(args) => exit(run_selftest(&args)),
     }
 }
