@@ -2,12 +2,16 @@
 
 pub mod artifact;
 pub mod cli;
+pub mod config;
+pub mod data;
 pub mod engine;
 pub mod error;
 pub mod pipeline;
 pub mod prepare_store;
+pub mod progress;
 pub mod publish;
 pub mod registry;
 pub mod selftest;
 pub mod sign;
+pub mod sources;
 pub mod version;

@@ -1,13 +1,16 @@
 //! The graph of a version, made ready to run on one sample at a time.
 
-use super::check::{MAX_GRAPH_BYTES, external_files, parse_model};
+use super::base::PREFIX;
+use super::check::{MAX_GRAPH_BYTES, external_files, node_name, parse_model};
 use super::pb;
 use crate::error::{INPUT_SHAPE, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::Factoid;
 
 /// A plan for one sample. Sharing it between threads is cheap; each run has its own state.
 pub struct Graph {
@@ -102,7 +105,61 @@ fn type_model(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) 
         .map_err(failed)
 }
 
-/// What the engine refused, with the operator and node where it says so.
-fn refused(_model: &pb::ModelProto, error: &TractError) -> WorkerError {
-    WorkerError::bad(UNSUPPORTED_OPERATOR, format!("{error:#}"))
+/// Whether the engine has an operator of this name.
+pub fn knows(op_type: &str) -> bool {
+    static KNOWN: LazyLock<HashSet<String>> = LazyLock::new(|| tract_onnx::onnx().op_register.0.into_keys().collect());
+    KNOWN.contains(op_type)
+}
+
+/// The shapes of all tensors of `model` for one sample, as far as they can be told.
+pub fn shapes(model: &pb::ModelProto, input: &str, shape: &[usize]) -> BTreeMap<String, String> {
+    let find = || -> TractResult<BTreeMap<String, String>> {
+        let onnx = tract_onnx::onnx()
+            .with_ignore_value_info(true)
+            .with_ignore_output_shapes(true);
+        let parsed = onnx.parse(model, None)?;
+        let mut inference = parsed.model;
+        if let Some(outlet) = parsed.outlets_by_name.get(input) {
+            inference.set_outlet_fact(*outlet, InferenceFact::dt_shape(f32::datum_type(), shape))?;
+        }
+        // What cannot be told stays unknown; the rest is still worth listing.
+        let _ = inference.analyse(true);
+        let mut known = BTreeMap::new();
+        for (name, outlet) in &parsed.outlets_by_name {
+            let fact = inference.outlet_fact(*outlet)?;
+            if let Some(shape) = fact.shape.concretize() {
+                known.insert(name.clone(), format!("{shape:?}"));
+            }
+        }
+        Ok(known)
+    };
+    find().unwrap_or_default()
+}
+
+/// Longest text of the engine that a message repeats.
+const MAX_CAUSE: usize = 400;
+
+/// What the engine refused, with the operator and node that it names. Where it names none, the first node that holds
+/// inner graphs is the likely one, because their shapes depend on data.
+fn refused(model: &pb::ModelProto, error: &TractError) -> WorkerError {
+    let cause = format!("{error:#}");
+    let nodes = model.graph.as_ref().map_or(&[][..], |g| &g.node);
+    let named = nodes
+        .iter()
+        .filter(|n| {
+            let name = node_name(n);
+            // A quoted name, or one that stands by itself.
+            !name.is_empty() && (cause.contains(&format!("{name:?}")) || cause.contains(&format!(" {name} ")))
+        })
+        .max_by_key(|n| node_name(n).len());
+    let inner = || nodes.iter().find(|n| n.attribute.iter().any(|a| a.g.is_some()));
+    let place = named.or_else(inner).map_or("the model".to_owned(), |n| {
+        format!(
+            "operator {} of node {:?}",
+            n.op_type,
+            node_name(n).trim_start_matches(PREFIX)
+        )
+    });
+    let short: String = cause.replace(PREFIX, "").chars().take(MAX_CAUSE).collect();
+    WorkerError::bad(UNSUPPORTED_OPERATOR, format!("{place} cannot be run: {short}"))
 }

@@ -1,0 +1,377 @@
+//! A job as the worker sees it: the FineTuneJob manifest, with every default resolved and every bound of the API checked
+//! again, because a local run has no API server in front of it. It reads one file and decides nothing about data.
+
+use crate::error::{INVALID_JOB, Result, WorkerError};
+use crate::version::read_bounded;
+use fleetune_crds::{
+    Activation, Budget, ClassWeights, Dataset, Evaluation, FineTuneJob, FineTuneJobSpec, Format, Input, Loss, Metric,
+    OptimizerName, SplitBy, Task,
+};
+use std::path::Path;
+
+/// Largest job manifest.
+const MAX_JOB: u64 = 1 << 20;
+/// Most bytes of a base model.
+pub const MAX_MODEL_BYTES: u64 = 2 << 30;
+/// Most bytes of a data set where the spec names no bound.
+const DEFAULT_DATA_BYTES: u64 = 8 << 30;
+
+/// A checked job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Namespace; `default` where the manifest names none.
+    pub namespace: String,
+    /// The spec as written.
+    pub spec: FineTuneJobSpec,
+    /// The data's layout.
+    pub format: Format,
+    /// How rows are told apart.
+    pub split: SplitRule,
+    /// How the head is trained.
+    pub train: TrainRule,
+    /// The metric that picks the best epoch.
+    pub objective: Metric,
+}
+
+/// A split with its defaults resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SplitRule {
+    /// What keeps rows together.
+    pub by: SplitBy,
+    /// Share of train.
+    pub train: f64,
+    /// Share of validation.
+    pub validation: f64,
+    /// Seed of the hash.
+    pub seed: u64,
+}
+
+/// A training with its defaults resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainRule {
+    /// Widths of the hidden layers.
+    pub layers: Vec<usize>,
+    /// After each hidden layer.
+    pub activation: Activation,
+    /// Share of values that a step drops before each linear layer.
+    pub dropout: f64,
+    /// What training makes small.
+    pub loss: Loss,
+    /// The optimizer.
+    pub optimizer: OptimizerName,
+    /// Its learning rate.
+    pub learning_rate: f64,
+    /// Momentum of Sgd.
+    pub momentum: f64,
+    /// L2 penalty on weights.
+    pub weight_decay: f64,
+    /// Most passes.
+    pub epochs: u32,
+    /// Rows in a step.
+    pub batch_size: usize,
+    /// Epochs without a better objective after which training ends.
+    pub patience: u32,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// How much each class counts.
+    pub class_weights: ClassWeights,
+}
+
+impl Job {
+    /// Reads the manifest at `path`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = read_bounded(path, MAX_JOB).map_err(|e| match e.class() {
+            crate::error::Class::BadInput => WorkerError::bad(INVALID_JOB, e.message()),
+            crate::error::Class::Transient => e,
+        })?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| WorkerError::bad(INVALID_JOB, format!("{}: {e}", path.display())))?;
+        Self::parse(text)
+    }
+
+    /// Parses and checks a manifest.
+    pub fn parse(text: &str) -> Result<Self> {
+        let job: FineTuneJob =
+            serde_yaml::from_str(text).map_err(|e| WorkerError::bad(INVALID_JOB, format!("not a FineTuneJob: {e}")))?;
+        let namespace = job.metadata.namespace.unwrap_or_else(|| "default".to_owned());
+        Self::check(namespace, job.spec)
+    }
+
+    fn check(namespace: String, spec: FineTuneJobSpec) -> Result<Self> {
+        check_input(&spec.input)?;
+        check_budget(&spec.budget)?;
+        let format = format(&spec)?;
+        let split = split(&spec.dataset)?;
+        let train = train(&spec)?;
+        check_columns(&spec.dataset, format, split.by)?;
+        let objective = spec
+            .evaluation
+            .objective
+            .unwrap_or_else(|| Metric::default_for(spec.task));
+        check_evaluation(&spec.evaluation, objective, spec.task)?;
+        Ok(Self {
+            namespace,
+            format,
+            split,
+            train,
+            objective,
+            spec,
+        })
+    }
+
+    /// Most bytes of the data set.
+    pub fn max_data_bytes(&self) -> u64 {
+        self.spec
+            .dataset
+            .requirements
+            .max_bytes
+            .as_ref()
+            .map_or(DEFAULT_DATA_BYTES, fleetune_crds::common::Bytes::get)
+    }
+}
+
+fn bad(message: impl Into<String>) -> WorkerError {
+    WorkerError::bad(INVALID_JOB, message)
+}
+
+fn check_input(input: &Input) -> Result<()> {
+    match (&input.image, &input.sensor) {
+        (Some(image), None) => {
+            if !(8..=1024).contains(&image.size) {
+                return Err(bad(format!("spec.input.image.size is {}, not 8 to 1024", image.size)));
+            }
+            if image.std.get() <= 0.0 {
+                return Err(bad("spec.input.image.std must be above 0"));
+            }
+        }
+        (None, Some(sensor)) => {
+            if !(2..=65_536).contains(&sensor.window) || !(1..=256).contains(&sensor.channels) {
+                return Err(bad(
+                    "spec.input.sensor: window is 2 to 65536 samples, channels are 1 to 256",
+                ));
+            }
+            if sensor.stride.is_some_and(|s| s == 0 || s > 65_536) {
+                return Err(bad("spec.input.sensor.stride is 1 to 65536 samples"));
+            }
+        }
+        _ => return Err(bad("spec.input: name exactly one of image and sensor")),
+    }
+    Ok(())
+}
+
+fn check_budget(budget: &[Budget]) -> Result<()> {
+    for (i, entry) in budget.iter().enumerate() {
+        if budget[..i].iter().any(|other| other.class == entry.class) {
+            return Err(bad(format!("spec.budget names class {:?} twice", entry.class)));
+        }
+    }
+    Ok(())
+}
+
+fn format(spec: &FineTuneJobSpec) -> Result<Format> {
+    let image = spec.input.image.is_some();
+    let format = spec
+        .dataset
+        .format
+        .unwrap_or(if image { Format::ClassFolders } else { Format::Rows });
+    match (format, image) {
+        (Format::ClassFolders | Format::Manifest, true) | (Format::Rows | Format::Series, false) => Ok(format),
+        _ => Err(bad(format!(
+            "spec.dataset.format {format:?} does not go with this input: images take ClassFolders or Manifest, \
+             sensors take Rows or Series"
+        ))),
+    }
+}
+
+fn split(dataset: &Dataset) -> Result<SplitRule> {
+    let (train, validation, test) = match &dataset.split.fractions {
+        Some(f) => (f.train.get(), f.validation.get(), f.test.get()),
+        None => (0.7, 0.15, 0.15),
+    };
+    if train <= 0.0 || validation <= 0.0 || test <= 0.0 || (train + validation + test - 1.0).abs() > 1e-4 {
+        return Err(bad(
+            "spec.dataset.split.fractions: train, validation and test must be above 0 and add up to 1",
+        ));
+    }
+    let grouped = dataset.columns.group.is_some();
+    Ok(SplitRule {
+        by: dataset
+            .split
+            .by
+            .unwrap_or(if grouped { SplitBy::Group } else { SplitBy::Random }),
+        train,
+        validation,
+        seed: u64::try_from(dataset.split.seed).map_err(|_| bad("spec.dataset.split.seed is below 0"))?,
+    })
+}
+
+fn check_columns(dataset: &Dataset, format: Format, by: SplitBy) -> Result<()> {
+    let columns = &dataset.columns;
+    let need = |column: &Option<String>, name: &str, why: &str| {
+        if column.is_some() {
+            Ok(())
+        } else {
+            Err(bad(format!("spec.dataset.columns.{name} must be named {why}")))
+        }
+    };
+    match by {
+        SplitBy::Group => need(&columns.group, "group", "for split.by: Group")?,
+        SplitBy::Time => need(&columns.time, "time", "for split.by: Time")?,
+        SplitBy::Column => need(&columns.split, "split", "for split.by: Column")?,
+        SplitBy::Random => {}
+    }
+    if format == Format::Series {
+        need(&columns.time, "time", "for format: Series")?;
+    }
+    if format == Format::ClassFolders && by != SplitBy::Random {
+        return Err(bad(
+            "spec.dataset.split.by: class folders have no columns, so only Random works; use format: Manifest",
+        ));
+    }
+    Ok(())
+}
+
+fn train(spec: &FineTuneJobSpec) -> Result<TrainRule> {
+    let train = &spec.train;
+    let loss = train.loss.unwrap_or(match spec.task {
+        Task::Classification => Loss::CrossEntropy,
+        Task::Regression => Loss::MeanSquaredError,
+    });
+    if (loss == Loss::MeanSquaredError) != (spec.task == Task::Regression) {
+        return Err(bad(format!(
+            "spec.train.loss {loss:?} does not go with task {:?}",
+            spec.task
+        )));
+    }
+    let optimizer = &train.optimizer;
+    let learning_rate = optimizer.learning_rate.as_ref().map_or(
+        match optimizer.name {
+            OptimizerName::Sgd => 0.05,
+            OptimizerName::Adam | OptimizerName::AdamW => 0.001,
+        },
+        fleetune_crds::common::Decimal::get,
+    );
+    let weight_decay = optimizer.weight_decay.as_ref().map_or(
+        if optimizer.name == OptimizerName::AdamW {
+            0.01
+        } else {
+            0.0
+        },
+        fleetune_crds::common::Decimal::get,
+    );
+    let momentum = optimizer
+        .momentum
+        .as_ref()
+        .map_or(0.9, fleetune_crds::common::Decimal::get);
+    let dropout = train
+        .head
+        .dropout
+        .as_ref()
+        .map_or(0.0, fleetune_crds::common::Decimal::get);
+    if learning_rate <= 0.0 || weight_decay < 0.0 || !(0.0..1.0).contains(&momentum) || !(0.0..1.0).contains(&dropout) {
+        return Err(bad(
+            "spec.train: learningRate is above 0, weightDecay at least 0, momentum and dropout from 0 to below 1",
+        ));
+    }
+    if !(1..=10_000).contains(&train.epochs) || train.batch_size == 0 || train.early_stopping.patience == 0 {
+        return Err(bad(
+            "spec.train: epochs are 1 to 10000, batchSize and patience at least 1",
+        ));
+    }
+    if train.head.layers.len() > 4 || train.head.layers.iter().any(|w| !(1..=4096).contains(w)) {
+        return Err(bad("spec.train.head.layers: at most 4, each 1 to 4096 wide"));
+    }
+    Ok(TrainRule {
+        layers: train.head.layers.iter().map(|w| *w as usize).collect(),
+        activation: train.head.activation,
+        dropout,
+        loss,
+        optimizer: optimizer.name,
+        learning_rate,
+        momentum,
+        weight_decay,
+        epochs: train.epochs,
+        batch_size: train.batch_size as usize,
+        patience: train.early_stopping.patience,
+        seed: u64::try_from(train.seed).map_err(|_| bad("spec.train.seed is below 0"))?,
+        class_weights: train.class_weights,
+    })
+}
+
+/// Whether a metric belongs to a task.
+pub fn belongs(metric: Metric, task: Task) -> bool {
+    matches!(metric, Metric::Mse | Metric::Mae | Metric::R2) == (task == Task::Regression)
+}
+
+fn check_evaluation(evaluation: &Evaluation, objective: Metric, task: Task) -> Result<()> {
+    for metric in evaluation.gates.iter().map(|g| g.metric).chain([objective]) {
+        if !belongs(metric, task) {
+            return Err(bad(format!(
+                "spec.evaluation: the metric {} does not belong to task {task:?}",
+                metric.name()
+            )));
+        }
+    }
+    for (i, gate) in evaluation.gates.iter().enumerate() {
+        if gate.min.is_none() && gate.max.is_none() && gate.over_baseline.is_none() {
+            return Err(bad("spec.evaluation.gates: a gate needs min, max or overBaseline"));
+        }
+        if evaluation.gates[..i].iter().any(|other| other.metric == gate.metric) {
+            return Err(bad(format!("spec.evaluation.gates names {} twice", gate.metric.name())));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(extra: &str) -> Result<Job> {
+        Job::parse(&format!(
+            "apiVersion: fleetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {{name: j}}\nspec:\n  modelName: m\n  \
+             task: Classification\n  baseModel: {{uri: 'file:///m.onnx', sha256: {}}}\n  dataset: {{uri: 'file:///d.tar'}}\n  \
+             output: {{repository: 'r:5000/m'}}\n{extra}",
+            "0".repeat(64)
+        ))
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_api() {
+        let job = job("  input: {image: {size: 224}}\n").unwrap();
+        assert_eq!(job.format, Format::ClassFolders);
+        assert_eq!(job.split.by, SplitBy::Random);
+        assert_eq!(job.objective, Metric::MacroF1);
+        assert_eq!(job.train.loss, Loss::CrossEntropy);
+        assert!((job.train.learning_rate - 0.001).abs() < 1e-12);
+        assert!((job.train.weight_decay - 0.01).abs() < 1e-12);
+        assert_eq!(job.max_data_bytes(), 8 << 30);
+    }
+
+    #[test]
+    fn bad_specs_are_refused_without_an_api_server() {
+        for (what, extra) in [
+            ("two inputs", "  input: {image: {size: 224}, sensor: {window: 8}}\n"),
+            ("no epochs", "  input: {image: {size: 224}}\n  train: {epochs: 0}\n"),
+            (
+                "a loss of the other task",
+                "  input: {image: {size: 224}}\n  train: {loss: MeanSquaredError}\n",
+            ),
+            (
+                "a metric of the other task",
+                "  input: {image: {size: 224}}\n  evaluation: {gates: [{metric: mse, max: '1'}]}\n",
+            ),
+            (
+                "an unknown metric",
+                "  input: {image: {size: 224}}\n  evaluation: {gates: [{metric: f2, min: '1'}]}\n",
+            ),
+            ("a tiny image", "  input: {image: {size: 2}}\n"),
+            (
+                "a gate without bounds",
+                "  input: {image: {size: 224}}\n  evaluation: {gates: [{metric: accuracy}]}\n",
+            ),
+        ] {
+            assert_eq!(job(extra).unwrap_err().reason(), INVALID_JOB, "{what}");
+        }
+    }
+}
