@@ -1,0 +1,72 @@
+//! Runs a graph over many rows: one batch of one at a time, a plan shared by all cores, results by index, so that the
+//! number of threads changes nothing.
+
+use crate::data::{Content, Row, Target};
+use crate::engine::Graph;
+use crate::error::{INTERNAL, NOT_FINITE, Result, WorkerError};
+use crate::pipeline::{MAX_ENCODED_BYTES, Pipeline, Prepared, Raw};
+use crate::progress::Tracker;
+use crate::train::{Set, Targets, matrix};
+use rayon::prelude::*;
+
+/// The tensor of a row.
+pub fn prepare(pipeline: &Pipeline, row: &Row) -> Result<Prepared> {
+    match &row.content {
+        Content::File(file) => pipeline.prepare(Raw::Image(&file.read(MAX_ENCODED_BYTES as u64)?)),
+        Content::Window(values) => pipeline.prepare(Raw::Window(values)),
+    }
+    .map_err(|e| e.at(&row.key))
+}
+
+/// The features and targets of some rows.
+pub fn extract(graph: &Graph, pipeline: &Pipeline, rows: &[&Row], tracker: &Tracker) -> Result<Set> {
+    let features = each(rows, tracker, |row| {
+        let features = graph.run(&prepare(pipeline, row)?)?;
+        if features.iter().all(|v| v.is_finite()) {
+            Ok(features)
+        } else {
+            Err(WorkerError::bad(
+                NOT_FINITE,
+                format!("{}: the base model gives values that are not finite", row.key),
+            ))
+        }
+    })?;
+    Ok(Set {
+        x: matrix(features, graph.outputs())?,
+        y: targets(rows)?,
+    })
+}
+
+/// Calls `f` for every row on all cores; results are in the order of the rows, and so is the first error.
+pub fn each<T: Send>(rows: &[&Row], tracker: &Tracker, f: impl Fn(&Row) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let results: Vec<Result<T>> = rows
+        .par_iter()
+        .map(|row| {
+            let result = f(row);
+            tracker.add(1);
+            result
+        })
+        .collect();
+    results.into_iter().collect()
+}
+
+/// The targets of some rows of one task.
+pub fn targets(rows: &[&Row]) -> Result<Targets> {
+    let mixed = || WorkerError::bad(INTERNAL, "rows of two tasks");
+    if let Some(Row {
+        target: Target::Class(_),
+        ..
+    }) = rows.first()
+    {
+        let classes = rows.iter().map(|r| match r.target {
+            Target::Class(c) => Ok(c),
+            Target::Value(_) => Err(mixed()),
+        });
+        return Ok(Targets::Classes(classes.collect::<Result<_>>()?));
+    }
+    let values = rows.iter().map(|r| match r.target {
+        Target::Value(v) => Ok(v),
+        Target::Class(_) => Err(mixed()),
+    });
+    Ok(Targets::Values(values.collect::<Result<_>>()?))
+}

@@ -1,0 +1,275 @@
+//! `finetune`: from a job to a candidate. Reads base model and data, runs the frozen backbone once, trains a head, writes
+//! the version, loads it back and compares it with what was trained. In a pod it pushes the candidate by digest; it
+//! judges nothing and signs nothing.
+
+use crate::config::{Job, MAX_MODEL_BYTES};
+use crate::data::{self, DataSet, Part, Row};
+use crate::engine::{Backbone, Base, Graph, build};
+use crate::error::{DATA_TOO_LARGE, EXPORT_MISMATCH, INTERNAL, MODEL_TOO_LARGE, Result, WorkerError};
+use crate::features::{extract, prepare};
+use crate::lineage::Lineage;
+use crate::pipeline::{Pipeline, json};
+use crate::progress::Tracker;
+use crate::registry::Registry;
+use crate::sources::{self, Limits};
+use crate::train::{self, Epoch, Fitted, Set};
+use crate::version::{LABELS, LINEAGE, PIPELINE, Version};
+use crate::{selftest, synthetic};
+use fleetune_crds::Task;
+use fleetune_crds::common::Digest;
+use fleetune_crds::outcome::{Code, Outcome, REASON_DONE};
+use ndarray::Axis;
+use std::path::{Path, PathBuf};
+
+/// The learning curve, in a version's folder.
+pub const HISTORY: &str = "history.json";
+/// Rows on which the written version is compared with the trained head.
+const COMPARED: usize = 16;
+/// Largest difference between the trained head in double and the written version in single precision: absolute for
+/// probabilities, relative for values.
+const MAX_DIFFERENCE: f64 = 2e-3;
+
+/// The files of a job on this machine.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// The base model.
+    pub model: Option<PathBuf>,
+    /// The data set: a file or a folder.
+    pub data: PathBuf,
+}
+
+/// Brings the job's data, and its base model if `model`, onto this machine.
+pub async fn fetch(job: &Job, scratch: &Path, local: bool, model: bool, tracker: &Tracker) -> Result<Fetched> {
+    tracker.stage("download", 1 + u64::from(model));
+    let folder = |name: &str| -> Result<PathBuf> {
+        let path = scratch.join(name);
+        std::fs::create_dir_all(&path).map_err(|e| WorkerError::io("making", &path, &e))?;
+        Ok(path)
+    };
+    let model = if model {
+        let limits = Limits {
+            max_bytes: MAX_MODEL_BYTES,
+            too_large: MODEL_TOO_LARGE,
+            local,
+        };
+        let path = sources::fetch(&job.spec.base_model.uri, &folder("model")?, &limits)
+            .await
+            .map_err(|e| e.at("spec.baseModel.uri"))?;
+        tracker.add(1);
+        Some(path)
+    } else {
+        None
+    };
+    let limits = Limits {
+        max_bytes: job.max_data_bytes(),
+        too_large: DATA_TOO_LARGE,
+        local,
+    };
+    let data = sources::fetch(&job.spec.dataset.uri, &folder("data")?, &limits)
+        .await
+        .map_err(|e| e.at("spec.dataset.uri"))?;
+    tracker.add(1);
+    Ok(Fetched { model, data })
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Digest of the data manifest.
+    pub data_manifest: Digest,
+    /// Objective of the best epoch on the validation rows.
+    pub objective: f64,
+    /// Its number.
+    pub best_epoch: u32,
+}
+
+/// Makes the version in the empty folder `dir`.
+pub fn build(job: &Job, fetched: &Fetched, dir: &Path, tracker: &Tracker) -> Result<(Built, DataSet)> {
+    let model = fetched
+        .model
+        .as_deref()
+        .ok_or_else(|| WorkerError::bad(INTERNAL, "no base model was fetched"))?;
+    // The model first: what is wrong with it shows in a second, the data may take an hour.
+    let base = Base::load(model, &job.spec.base_model.sha256, MAX_MODEL_BYTES)?;
+    let shape = Pipeline::for_job(&job.spec.input, job.spec.task, 2)?.input;
+    let backbone = base.cut(job.spec.base_model.features.as_deref(), &job.spec.input, &shape)?;
+    drop(base);
+    let data = data::load(job, &fetched.data, tracker)?;
+    let pipeline = Pipeline::for_job(&job.spec.input, job.spec.task, data.labels.len())?;
+    tracing::info!(
+        samples = data.rows.len(),
+        classes = data.labels.len(),
+        features = backbone.width,
+        manifest = %data.manifest,
+        "data ready"
+    );
+    let (train, validation) = features(job, &backbone, &pipeline, &data, tracker)?;
+    let fitted = fit(job, &data, &train, &validation, tracker)?;
+    write(job, dir, &backbone, &pipeline, &data, &fitted)?;
+    check(dir, &data, &validation, &fitted)?;
+    let built = Built {
+        data_manifest: data.manifest.clone(),
+        objective: fitted.best_objective,
+        best_epoch: fitted.best_epoch,
+    };
+    Ok((built, data))
+}
+
+fn features(
+    job: &Job,
+    backbone: &Backbone,
+    pipeline: &Pipeline,
+    data: &DataSet,
+    tracker: &Tracker,
+) -> Result<(Set, Set)> {
+    let model = build::features_model(backbone, &job.spec.input, &pipeline.input)?;
+    let graph = Graph::build(&model, None, &pipeline.input)?;
+    // The test rows are not looked at here: `validate` reads them, once.
+    let rows = |part| data.part(part).collect::<Vec<&Row>>();
+    let (train, validation) = (rows(Part::Train), rows(Part::Validation));
+    tracker.stage("features", (train.len() + validation.len()) as u64);
+    Ok((
+        extract(&graph, pipeline, &train, tracker)?,
+        extract(&graph, pipeline, &validation, tracker)?,
+    ))
+}
+
+fn outputs(job: &Job, data: &DataSet) -> usize {
+    match job.spec.task {
+        Task::Classification => data.labels.len(),
+        Task::Regression => 1,
+    }
+}
+
+fn fit(job: &Job, data: &DataSet, train: &Set, validation: &Set, tracker: &Tracker) -> Result<Fitted> {
+    tracker.stage("train", u64::from(job.train.epochs));
+    let name = format!("validation.{}", job.objective.name());
+    train::fit(
+        &job.train,
+        job.objective,
+        outputs(job, data),
+        train,
+        validation,
+        |Epoch {
+             epoch,
+             train_loss,
+             validation_loss,
+             objective,
+         }| {
+            tracker.add(1);
+            tracker.metric("train.loss", *train_loss);
+            tracker.metric("validation.loss", *validation_loss);
+            tracker.metric(&name, *objective);
+            tracing::info!(
+                epoch,
+                train_loss,
+                validation_loss,
+                objective,
+                metric = job.objective.name(),
+                "epoch"
+            );
+        },
+    )
+}
+
+fn write(
+    job: &Job,
+    dir: &Path,
+    backbone: &Backbone,
+    pipeline: &Pipeline,
+    data: &DataSet,
+    fitted: &Fitted,
+) -> Result<()> {
+    let head = fitted.head()?;
+    build::write(
+        dir,
+        build::full_model(backbone, &job.spec.input, &pipeline.input, &pipeline.output, &head)?,
+    )?;
+    let name = backbone.features.trim_start_matches(crate::engine::base::PREFIX);
+    let lineage = Lineage::of(
+        job,
+        data,
+        (name, backbone.width),
+        fitted.history.len(),
+        fitted.best_epoch,
+    );
+    for (file, text) in [
+        (PIPELINE, pipeline.text()?),
+        (LABELS, json(&data.labels)?),
+        (LINEAGE, json(&lineage)?),
+        (HISTORY, json(&fitted.history)?),
+    ] {
+        let path = dir.join(file);
+        std::fs::write(&path, text).map_err(|e| WorkerError::io("writing", &path, &e))?;
+    }
+    let version = Version::open(dir)?;
+    let rows: Vec<&Row> = data.part(Part::Train).collect();
+    selftest::write(dir, &synthetic::make(job, &version, &rows)?)
+}
+
+/// Loads the version back and compares it with the trained head on validation rows: raw sample to answer on one side,
+/// cached features to answer on the other.
+fn check(dir: &Path, data: &DataSet, validation: &Set, fitted: &Fitted) -> Result<()> {
+    let version = Version::open(dir)?;
+    let n = validation.x.nrows().min(COMPARED);
+    let wanted = fitted.predict(&validation.x.select(Axis(0), &(0..n).collect::<Vec<usize>>()));
+    for (row, want) in data.part(Part::Validation).zip(&wanted) {
+        let got = version.run(&prepare(version.pipeline(), row)?)?;
+        let differs = got.len() != want.len()
+            || got.iter().zip(want).any(|(g, w)| {
+                let difference = (f64::from(*g) - w).abs();
+                difference.is_nan() || difference > MAX_DIFFERENCE * w.abs().max(1.0)
+            });
+        if differs {
+            return Err(WorkerError::bad(
+                EXPORT_MISMATCH,
+                format!(
+                    "{}: the written version answers {got:?}, the trained head {want:?}. This is a bug of the worker or of \
+                     the engine on this model; please report it with the base model",
+                    row.key
+                ),
+            ));
+        }
+    }
+    let samples = selftest::run(&version, dir, f32::INFINITY)?;
+    tracing::info!(
+        compared = n,
+        self_test_ms = samples.p95_ms,
+        "the written version answers like the trained one"
+    );
+    Ok(())
+}
+
+/// Runs the step in a pod: makes the candidate and pushes it by digest.
+pub async fn run(job: Job, tracker: Tracker) -> Result<Outcome> {
+    let scratch = tempfile::tempdir().map_err(|e| WorkerError::io("making", &std::env::temp_dir(), &e))?;
+    let dir = scratch.path().join("version");
+    let fetched = fetch(&job, scratch.path(), false, true, &tracker).await?;
+    let repository = job.spec.output.repository.clone();
+    let (built, dir) = {
+        let (dir, tracker) = (dir, tracker.clone());
+        blocking(move || Ok((build(&job, &fetched, &dir, &tracker)?.0, dir))).await?
+    };
+    tracker.stage("push", 1);
+    let digest = Registry::from_env()?.push_candidate(&repository, &dir).await?;
+    tracker.add(1);
+    tracker.finish();
+    let mut outcome = Outcome::new(
+        Code::Done,
+        REASON_DONE,
+        format!(
+            "trained to {:.4} on the validation rows in epoch {}",
+            built.objective, built.best_epoch
+        ),
+    );
+    outcome.digest = Some(digest);
+    outcome.data_manifest = Some(built.data_manifest);
+    Ok(outcome)
+}
+
+/// Runs what keeps a core busy off the threads that serve progress.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| WorkerError::bad(INTERNAL, format!("a thread ended early: {e}")))?
+}
