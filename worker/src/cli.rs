@@ -17,6 +17,10 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Reads base model and data, trains a head, and pushes the candidate by digest.
+    Finetune(Finetune),
+    /// Measures a candidate on the test rows, applies gates and budget, and pushes the report.
+    Validate(Validate),
     /// Hashes, signs and tags a candidate that passed its gates. Never opens a model.
     Publish(Publish),
     /// Gives the store's folder on a node to the runtime's user; runs before the runtime.
@@ -24,6 +28,34 @@ pub enum Command {
     /// Runs a version's self-test in this process; the node runtime starts it as a child.
     #[command(hide = true)]
     Selftest(Selftest),
+}
+
+/// Options of `finetune`.
+#[derive(Args, Debug)]
+pub struct Finetune {
+    /// The FineTuneJob's manifest.
+    #[arg(short, long, default_value = names::JOB_FILE)]
+    pub file: PathBuf,
+    /// Run here, without a cluster: write version and report into a folder, push nothing. Allows file:// addresses.
+    #[arg(long, requires = "out")]
+    pub local: bool,
+    /// The folder for version and report.
+    #[arg(long, requires = "local")]
+    pub out: Option<PathBuf>,
+}
+
+/// Options of `validate`.
+#[derive(Args, Debug)]
+pub struct Validate {
+    /// The FineTuneJob's manifest.
+    #[arg(short, long, default_value = names::JOB_FILE)]
+    pub file: PathBuf,
+    /// Digest of the candidate's manifest.
+    #[arg(long)]
+    pub candidate: Digest,
+    /// Digest of the data manifest that training read.
+    #[arg(long)]
+    pub data_manifest: Digest,
 }
 
 /// Options of `publish`.

@@ -111,11 +111,11 @@ impl Job {
         check_evaluation(&spec.evaluation, objective, spec.task)?;
         Ok(Self {
             namespace,
+            spec,
             format,
             split,
             train,
             objective,
-            spec,
         })
     }
 

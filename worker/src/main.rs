@@ -2,12 +2,15 @@
 //! the library.
 
 use clap::Parser;
+use fleetune_crds::names;
 use fleetune_crds::outcome::{Code, MAX_TERMINATION_MESSAGE, Outcome};
 use fleetune_worker::cli::{self, Cli, Command};
+use fleetune_worker::config::Job;
 use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
+use fleetune_worker::progress::{self, Tracker};
 use fleetune_worker::registry::Registry;
 use fleetune_worker::version::Version;
-use fleetune_worker::{publish, selftest};
+use fleetune_worker::{finetune, local, publish, selftest, validate};
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -21,19 +24,26 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging();
+    // A local run has bars; its log would tear them apart.
+    let quiet = matches!(&cli.command, Command::Finetune(args) if args.local) && std::io::stderr().is_terminal();
+    start_logging(if quiet { "warn" } else { "info" });
     // One provider for the whole process; a second call can only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
+        Command::Finetune(args) => match &args.out {
+            Some(out) => exit(block_on(run_local(&args, out))),
+            None => last_words(block_on(run_finetune(&args))),
+        },
+        Command::Validate(args) => last_words(block_on(run_validate(args))),
         Command::Publish(args) => last_words(block_on(run_publish(&args))),
         Command::PrepareStore(args) => exit(fleetune_worker::prepare_store::run(&args.path, args.uid)),
         Command::Selftest(args) => exit(run_selftest(&args)),
     }
 }
 
-fn start_logging() {
+fn start_logging(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -108,6 +118,31 @@ fn exit(result: Result<()>) -> ExitCode {
 
 fn code(code: Code) -> ExitCode {
     ExitCode::from(u8::try_from(code.exit()).unwrap_or(u8::MAX))
+}
+
+async fn run_local(args: &cli::Finetune, out: &Path) -> Result<()> {
+    let job = Job::read(&args.file)?;
+    let program = std::env::current_exe().ok();
+    let made = local::run(job, out, program, Tracker::new(true)).await?;
+    print(&made.text(out))
+}
+
+async fn run_finetune(args: &cli::Finetune) -> Result<Outcome> {
+    let job = Job::read(&args.file)?;
+    finetune::run(job, served()).await
+}
+
+async fn run_validate(args: cli::Validate) -> Result<Outcome> {
+    let job = Job::read(&args.file)?;
+    validate::run(job, args.candidate, args.data_manifest, served()).await
+}
+
+/// A tracker that the operator can poll.
+fn served() -> Tracker {
+    let tracker = Tracker::new(false);
+    let everywhere = std::net::SocketAddr::from(([0, 0, 0, 0], names::WORKER_PORT));
+    tokio::spawn(progress::serve(tracker.clone(), everywhere));
+    tracker
 }
 
 async fn run_publish(args: &cli::Publish) -> Result<Outcome> {

@@ -458,7 +458,7 @@ impl Prepared {
         };
         match (dtype, shape) {
             (Dtype::Uint8, [1, height, width, 3]) => Self::pixels(edge(*height)?, edge(*width)?, bytes.to_vec()),
-            (Dtype::Fp32, [1, channels, samples]) if bytes.len() % 4 == 0 => {
+            (Dtype::Fp32, [1, channels, samples]) if bytes.len().is_multiple_of(4) => {
                 let values = bytes
                     .chunks_exact(4)
                     .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));

@@ -162,7 +162,7 @@ pub fn termination_message(outcome: &Outcome) -> String {
         return full;
     }
     let mut short = outcome.clone();
-    short.message = "see the log".to_owned();
+    "see the log".clone_into(&mut short.message);
     let message = text(&short);
     if message.len() <= MAX_TERMINATION_MESSAGE {
         return message;

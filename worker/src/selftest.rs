@@ -110,8 +110,11 @@ pub fn peak_memory() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
+/// A sample of a new self-test: file name, bytes, output.
+pub type Made = (String, Vec<u8>, Vec<f32>);
+
 /// Writes the self-test of a version: the samples' files, and their outputs in `expected.json`.
-pub fn write(dir: &Path, samples: &[(String, Vec<u8>, Vec<f32>)]) -> Result<()> {
+pub fn write(dir: &Path, samples: &[Made]) -> Result<()> {
     let folder = dir.join(SELFTEST);
     std::fs::create_dir_all(&folder).map_err(|e| WorkerError::io("making", &folder, &e))?;
     let put = |name: &str, bytes: &[u8]| {

@@ -22,9 +22,12 @@ const EDGE: u32 = 72;
 /// Distance of the two largest probabilities that is best: a sample is judged by how near it comes.
 const MARGIN: f32 = 0.5;
 
+/// An encoded sample and what the version answers to it.
+type Tried = (Vec<u8>, Vec<f32>);
+
 /// Makes the self-test of `version`, which lies in its folder already but for it. `rows` are training rows; of windows
 /// only mean and deviation of each channel are used.
-pub fn make(job: &Job, version: &Version, rows: &[&Row]) -> Result<Vec<(String, Vec<u8>, Vec<f32>)>> {
+pub fn make(job: &Job, version: &Version, rows: &[&Row]) -> Result<Vec<selftest::Made>> {
     let mut random = ChaCha8Rng::seed_from_u64(job.train.seed);
     random.set_stream(u64::MAX);
     let channels = statistics(job, rows);
@@ -46,8 +49,8 @@ pub fn make(job: &Job, version: &Version, rows: &[&Row]) -> Result<Vec<(String, 
 }
 
 /// Takes [`KEPT`] samples: by turns from every answered label, best margin first.
-fn choose(tried: Vec<(Vec<u8>, Vec<f32>)>) -> Vec<(Vec<u8>, Vec<f32>)> {
-    let mut by_label: BTreeMap<usize, Vec<(Vec<u8>, Vec<f32>)>> = BTreeMap::new();
+fn choose(tried: Vec<Tried>) -> Vec<Tried> {
+    let mut by_label: BTreeMap<usize, Vec<Tried>> = BTreeMap::new();
     for one in tried {
         by_label
             .entry(crate::version::argmax(&one.1).unwrap_or(0))

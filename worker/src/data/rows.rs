@@ -46,14 +46,12 @@ pub fn read(path: &Path, job: &Job) -> Result<Found> {
         }
         let mut window = Vec::with_capacity(want);
         for column in &roles.values {
-            match value(cells[*column]) {
-                Some(v) => window.push(v),
-                None => {
-                    let shown: String = cells[*column].chars().take(20).collect();
-                    missing(format!("column {:?} is {shown:?}, not a finite number", names[*column]));
-                    return Ok(());
-                }
-            }
+            let Some(v) = value(cells[*column]) else {
+                let shown: String = cells[*column].chars().take(20).collect();
+                missing(format!("column {:?} is {shown:?}, not a finite number", names[*column]));
+                return Ok(());
+            };
+            window.push(v);
         }
         let time = match roles.time {
             Some(i) => Some(seconds(cells[i]).ok_or_else(|| bad_time(&key, cells[i]))?),

@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(parts, PINNED);
     }
 
-    const PINNED: &str = "?";
+    const PINNED: &str = "vtettttetevttvttttttetvt";
 
     #[test]
     fn time_keeps_ties_together() {

@@ -16,6 +16,7 @@ pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// A PNG whose pixels are `at(x, y)`.
+#[allow(dead_code)]
 pub fn png(width: u32, height: u32, at: impl Fn(u32, u32) -> [u8; 3]) -> Vec<u8> {
     let picture = RgbImage::from_fn(width, height, |x, y| Rgb(at(x, y)));
     let mut bytes = Cursor::new(Vec::new());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 /// Longest silence of a server.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Downloads `address` to a file in `scratch`.
@@ -72,7 +72,14 @@ async fn download(client: &reqwest::Client, url: &url::Url, target: &Path, limit
     let mut total = start;
     let mut body = answer.bytes_stream();
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|e| broken(url, &e))?;
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(e) => {
+                // What came so far must be on disk before the next attempt asks for the rest.
+                file.flush().await.map_err(io)?;
+                return Err(broken(url, &e));
+            }
+        };
         total += chunk.len() as u64;
         if total > limits.max_bytes {
             return Err(limits.exceeded(url.as_str()));
@@ -118,7 +125,16 @@ mod tests {
                 "/breaks",
                 get(|headers: HeaderMap| async move {
                     if BROKEN_ONCE.fetch_add(1, Ordering::SeqCst) == 0 {
-                        let parts = futures::stream::iter([Ok(vec![1u8; 300]), Err(std::io::Error::other("cut"))]);
+                        let parts = futures::stream::unfold(0, |n| async move {
+                            // The server sends nothing of a body that breaks before its first flush.
+                            tokio::time::sleep(Duration::from_millis(100 * n)).await;
+                            let part = if n == 0 {
+                                Ok(vec![1u8; 300])
+                            } else {
+                                Err(std::io::Error::other("cut"))
+                            };
+                            Some((part, n + 1))
+                        });
                         return Body::from_stream(parts).into_response();
                     }
                     assert_eq!(headers[header::RANGE], "bytes=300-");

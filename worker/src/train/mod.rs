@@ -12,7 +12,7 @@ use crate::config::TrainRule;
 use crate::engine::build::{Head, Last, Layer};
 use crate::error::{Result, TRAINING_DIVERGED, WorkerError};
 use fleetune_crds::{ClassWeights, Loss, Metric};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array2, Axis};
 use net::Net;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -304,11 +304,6 @@ pub fn matrix(rows: Vec<Vec<f32>>, width: usize) -> Result<Array2<f32>> {
             format!("rows of features differ in length: {e}"),
         )
     })
-}
-
-/// The sum of each column, row after row, so that the order never changes.
-fn column_sums(x: ArrayView2<'_, f64>) -> Array1<f64> {
-    x.sum_axis(Axis(0))
 }
 
 #[cfg(test)]

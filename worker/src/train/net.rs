@@ -1,9 +1,9 @@
 //! A head: linear layers with a function between them. Forward, backward, first weights, dropout. Pure but for its
 //! generators, which depend on seed and place alone.
 
-use super::{column_sums, loss::sigmoid, stream};
+use super::{loss::sigmoid, stream};
 use fleetune_crds::Activation;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
 
@@ -137,7 +137,7 @@ impl Net {
         for i in (0..self.layers.len()).rev() {
             gradients.push(Linear {
                 w: gradient.t().dot(&trace.inputs[i]),
-                b: column_sums(gradient.view()),
+                b: gradient.sum_axis(Axis(0)),
             });
             if i == 0 {
                 break;
