@@ -3,50 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
 #![allow(clippy::too_many_lines)] // A table is long.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fleetune_tests::lab::ApiServer;
 use k8s_openapi::api::core::v1::Namespace;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
-use kube::runtime::wait::{await_condition, conditions::is_crd_established};
 use serde_json::{Value, json};
 use std::sync::Mutex;
-use std::time::Duration;
 
 const NAMESPACE: &str = "shop";
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-
-/// Installs every committed definition and waits until the server serves it.
-async fn install(client: &kube::Client) -> Result<()> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let folder = fleetune_tests::lab::paths::tree().join("crds");
-    let (mut names, mut refused) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(&folder)? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|e| e != "yaml") {
-            continue;
-        }
-        let crd: CustomResourceDefinition = serde_yaml::from_str(&std::fs::read_to_string(&path)?)?;
-        let name = crd.metadata.name.clone().context("a definition without a name")?;
-        if let Err(kube::Error::Api(status)) = api.create(&PostParams::default(), &crd).await {
-            refused.push(format!("{}: {}", path.display(), status.message));
-        }
-        names.push(name);
-    }
-    assert!(
-        refused.is_empty(),
-        "the server refuses definitions:\n{}",
-        refused.join("\n")
-    );
-    assert_eq!(names.len(), 7, "one definition for each kind");
-    for name in names {
-        let established = await_condition(api.clone(), &name, is_crd_established());
-        tokio::time::timeout(Duration::from_secs(20), established)
-            .await
-            .with_context(|| format!("{name} is not established"))??;
-    }
-    Ok(())
-}
 
 struct Server {
     _api: ApiServer,
@@ -59,7 +24,7 @@ impl Server {
     async fn start() -> Result<Self> {
         let server = ApiServer::start().await?;
         let client = server.client().await?;
-        install(&client).await?;
+        server.install_crds().await?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         namespaces
             .create(

@@ -10,6 +10,8 @@ use fleetune_tests::lab::topology::CLUSTERS;
 use fleetune_tests::lab::{self, Cluster, Lab, http, wait};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -146,6 +148,7 @@ async fn the_lab() -> Result<()> {
     }
     Lab::down().await?;
     let before = machine();
+    an_interrupted_run(&before)?;
     let (lab, took) = Lab::up(&CLUSTERS).await?;
     eprintln!("lab up: {:.1} s", took.as_secs_f64());
 
@@ -154,6 +157,7 @@ async fn the_lab() -> Result<()> {
     let image = format!("{}/lab/busybox@{digest}", lab.registry_addr());
 
     pods_run_and_reach_each_other(&lab, &image).await?;
+    an_image_of_a_binary_runs(&lab).await?;
     the_machine_reaches_a_node(&lab).await?;
     prometheus_scrapes_everywhere(&lab).await?;
     an_api_server_comes_back(&lab).await?;
@@ -164,6 +168,8 @@ async fn the_lab() -> Result<()> {
         Lab::attach(&Paths::from_env()?)?.is_some(),
         "a whole lab can be attached to"
     );
+    let up = lab.clusters().iter().map(Cluster::name).collect::<Vec<_>>();
+    assert_eq!(up, ["hub", "edge-a", "edge-b"]);
     Lab::down().await?;
     let left = lab::leftovers(&Paths::from_env()?)?;
     assert!(left.is_empty(), "down left {left:?}");
@@ -171,6 +177,50 @@ async fn the_lab() -> Result<()> {
     for (what, value) in &before {
         assert_eq!(value, &after[what], "{what} changed");
     }
+    Ok(())
+}
+
+/// A run that is killed in the middle leaves nothing that the next one, or `down`, does not remove.
+fn an_interrupted_run(before: &BTreeMap<String, String>) -> Result<()> {
+    let paths = Paths::from_env()?;
+    for millis in [150, 2500, 4500] {
+        let mut up = Command::new(env!("CARGO_BIN_EXE_lab"))
+            .arg("up")
+            .stderr(Stdio::null())
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(millis));
+        up.kill()?;
+        up.wait()?;
+    }
+    lab::run(Command::new(env!("CARGO_BIN_EXE_lab")).arg("down"))?;
+    assert!(lab::leftovers(&paths)?.is_empty(), "{:?}", lab::leftovers(&paths)?);
+    assert_eq!(before, &machine(), "an interrupted run changed the machine");
+    Ok(())
+}
+
+/// An image made of a binary and what it is linked with starts, as the user that it says, on a read-only root.
+async fn an_image_of_a_binary_runs(lab: &Lab) -> Result<()> {
+    let image = images::of_binary(Path::new(env!("CARGO_BIN_EXE_lab")))?;
+    let digest = image.push(lab.registry_loopback(), "lab/lab").await?;
+    let edge = lab.cluster("edge-b")?;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "binary" },
+        "spec": {
+            "restartPolicy": "Never", "securityContext": { "runAsNonRoot": true },
+            "containers": [{ "name": "main", "image": format!("{}/lab/lab@{digest}", lab.registry_addr()),
+                "args": ["--help"], "securityContext": { "readOnlyRootFilesystem": true } }]
+        }
+    });
+    apply(edge, &pod).await?;
+    edge.kubectl(&[
+        "wait",
+        "--for=jsonpath={.status.phase}=Succeeded",
+        "--timeout=60s",
+        "pod/binary",
+    ])
+    .await?;
+    let said = edge.kubectl(&["logs", "binary"]).await?;
+    assert!(said.contains("power-off"), "{said}");
     Ok(())
 }
 

@@ -4,7 +4,10 @@
 use super::paths::Paths;
 use super::pki::{Authority, Identity, write_private, write_token_key};
 use anyhow::{Context, Result, bail};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::wait::{await_condition, conditions::is_crd_established};
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -138,6 +141,37 @@ impl ApiServer {
     /// When the client cannot be made.
     pub async fn client_of(&self, user: &str, group: Option<&str>) -> Result<kube::Client> {
         client_from(&self.kubeconfig_of(user, group)?).await
+    }
+
+    /// Installs the committed definitions of all kinds and waits until the server serves them.
+    ///
+    /// # Errors
+    /// When the server refuses one; the message holds all refusals.
+    pub async fn install_crds(&self) -> Result<()> {
+        let api: Api<CustomResourceDefinition> = Api::all(self.client().await?);
+        let (mut names, mut refused) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(super::paths::tree().join("crds"))? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "yaml") {
+                continue;
+            }
+            let crd: CustomResourceDefinition = serde_yaml::from_str(&std::fs::read_to_string(&path)?)?;
+            names.push(crd.metadata.name.clone().context("a definition without a name")?);
+            if let Err(kube::Error::Api(status)) = api.create(&PostParams::default(), &crd).await {
+                refused.push(format!("{}: {}", path.display(), status.message));
+            }
+        }
+        anyhow::ensure!(
+            refused.is_empty(),
+            "the server refuses definitions:\n{}",
+            refused.join("\n")
+        );
+        for name in names {
+            let established = await_condition(api.clone(), &name, is_crd_established());
+            let served = tokio::time::timeout(Duration::from_secs(20), established).await;
+            served.with_context(|| format!("{name} is not established"))??;
+        }
+        Ok(())
     }
 
     fn stop(&mut self) {

@@ -102,6 +102,9 @@ pub fn start_controllers(paths: &Paths, cluster: ClusterSpec) -> Result<[Process
         format!("--service-account-private-key-file={}", file("token.key")),
         "--use-service-account-credentials=true".into(),
         format!("--service-cluster-ip-range={}", cluster.service_range()),
+        // Each controller makes a ServiceAccount and a token of its own; at the default rate that takes four seconds.
+        "--kube-api-qps=300".into(),
+        "--kube-api-burst=600".into(),
         // The default is a folder of the machine, which it would make.
         format!("--flex-volume-plugin-dir={}", file("volume-plugins")),
         // A dead node is NotReady after 16 s instead of 50, so that tests of it end in time. Nodes renew every 2 s.

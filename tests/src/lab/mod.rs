@@ -64,14 +64,14 @@ impl Lab {
     /// When a program is missing or a step fails.
     pub async fn up_or_attach() -> Result<Self> {
         let paths = Paths::from_env()?;
-        if let Some(lab) = Self::attach(&paths)? {
+        if let Some(lab) = Self::attach(&paths)?.filter(|lab| lab.clusters.len() == CLUSTERS.len()) {
             lab.mend().await?;
             return Ok(lab);
         }
         Ok(Self::up(&CLUSTERS).await?.0)
     }
 
-    /// The whole lab, if it is up and none of its daemons has ended.
+    /// The lab, if it is up and none of its daemons has ended. It may be one cluster only.
     ///
     /// # Errors
     /// When its state cannot be read.
@@ -79,12 +79,19 @@ impl Lab {
         let Some(state) = State::load(paths)? else {
             return Ok(None);
         };
-        let whole = state.complete && state.clusters.len() == CLUSTERS.len();
         let alive = state
             .processes
             .iter()
             .all(|p| p.name.starts_with("node/") || p.is_alive());
-        Ok((whole && alive).then(|| Self::of(paths.clone(), &CLUSTERS)))
+        if !state.complete || !alive {
+            return Ok(None);
+        }
+        let clusters = state
+            .clusters
+            .iter()
+            .map(|name| topology::cluster(name))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Some(Self::of(paths.clone(), &clusters)))
     }
 
     fn of(paths: Paths, clusters: &[ClusterSpec]) -> Self {

@@ -193,19 +193,20 @@ pub fn all(paths: &Paths) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn processes_in(namespaces: &[PathBuf]) -> Result<Vec<i32>> {
-    let own = std::fs::metadata("/proc/self/ns/net")?.ino();
-    let inodes: Vec<u64> = namespaces
+    // A file that is no namespace (yet) has a number of another device, which no process is in.
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let own = identity(Path::new("/proc/self/ns/net"));
+    let ours: Vec<_> = namespaces
         .iter()
-        .filter_map(|file| std::fs::metadata(file).ok())
-        .map(|meta| meta.ino())
-        .filter(|inode| *inode != own)
+        .filter_map(|file| identity(file))
+        .filter(|id| Some(*id) != own)
         .collect();
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else {
             continue;
         };
-        if std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|meta| inodes.contains(&meta.ino())) {
+        if identity(Path::new(&format!("/proc/{pid}/ns/net"))).is_some_and(|id| ours.contains(&id)) {
             pids.push(pid);
         }
     }
