@@ -216,6 +216,7 @@ pub struct Dataset {
 
 /// How samples are laid out.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[schemars(description = "")] // Else it hides that of the field.
 pub enum Format {
     /// One folder a class, in a tar or under a prefix: `CLASS/NAME.png`.
     ClassFolders,
@@ -298,6 +299,7 @@ pub struct Split {
 
 /// What keeps rows together in one part.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[schemars(description = "")] // Else it hides that of the field.
 pub enum SplitBy {
     /// The row's own content.
     Random,
@@ -457,6 +459,7 @@ pub enum Activation {
 
 /// What training makes small.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[schemars(description = "")] // Else it hides that of the field.
 pub enum Loss {
     /// Negative log-likelihood of the softmax, from logits.
     CrossEntropy,
@@ -588,6 +591,7 @@ pub struct Gate {
 /// A metric of the test rows.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]
+#[schemars(description = "")] // Else it hides that of the field.
 pub enum Metric {
     /// Share of right answers.
     Accuracy,

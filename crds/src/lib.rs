@@ -15,6 +15,7 @@ mod modelrollout;
 mod modelversion;
 pub mod names;
 pub mod outcome;
+pub mod reference;
 mod rolloutaction;
 pub mod yaml;
 

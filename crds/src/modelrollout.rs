@@ -56,6 +56,7 @@ pub struct ModelRolloutSpec {
 
 /// What `follow` takes.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[schemars(description = "")] // Else it hides that of the field.
 pub enum Follow {
     /// The ModelVersion of this model with the largest sequence.
     LatestPassing,

@@ -2,7 +2,7 @@
 //! way the conventions ask for.
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
 
-use fleetune_crds::yaml;
+use fleetune_crds::{reference, yaml};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
@@ -49,6 +49,21 @@ fn committed_definitions_and_chart_templates_are_those_of_the_types() {
             templates.display()
         );
     }
+}
+
+#[test]
+fn the_page_of_fields_is_that_of_the_types() {
+    let all = all();
+    let page = reference::page(all.iter().map(|(_, definition)| definition));
+    same(&root().join("docs/fields.md"), &page);
+    assert!(
+        page.contains("| `train.earlyStopping.patience` | integer |"),
+        "nested fields are there"
+    );
+    assert!(
+        !page.contains("matchExpressions"),
+        "types of Kubernetes are not repeated"
+    );
 }
 
 /// Collects what is wrong below `path`.

@@ -504,6 +504,22 @@ fn the_schemas_refuse_nonsense() {
     }
 }
 
+#[test]
+fn k3s_versions_are_admitted_and_old_ones_refused() {
+    let Some(helm) = helm() else { return };
+    for (version, admitted) in [("v1.33.0+k3s1", true), ("v1.36.3", true), ("v1.32.9", false)] {
+        for (chart, values) in [(HUB, json!({})), (EDGE, json!({"cluster": "edge-a"}))] {
+            let output = run(
+                &helm,
+                &["template", "release", "--kube-version", version],
+                chart,
+                &values,
+            );
+            assert_eq!(output.status.success(), admitted, "{chart} on {version}");
+        }
+    }
+}
+
 /// Every series that alerts and dashboard ask for, checked against the names in the sources.
 #[test]
 fn alerts_and_dashboard_ask_for_series_that_exist() {

@@ -1,6 +1,7 @@
-//! Writes the CustomResourceDefinitions beside their types (`crds/*.yaml`) and as templates into the charts.
+//! Writes the CustomResourceDefinitions beside their types (`crds/*.yaml`), as templates into the charts, and as the
+//! table of fields into `docs/fields.md`.
 
-use fleetune_crds::yaml;
+use fleetune_crds::{reference, yaml};
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,5 +14,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             std::fs::write(templates.join(format!("{name}.yaml")), yaml::template(&definition)?)?;
         }
     }
+    let all: Vec<_> = yaml::hub().into_iter().chain(yaml::edge()).collect();
+    std::fs::create_dir_all(root.join("docs"))?;
+    std::fs::write(
+        root.join("docs/fields.md"),
+        reference::page(all.iter().map(|(_, crd)| crd)),
+    )?;
     Ok(())
 }
