@@ -12,7 +12,7 @@ mod push;
 pub(crate) mod tests;
 
 pub use auth::Credentials;
-pub use pull::{FetchStats, FetchedSignature};
+pub use pull::{FetchStats, FetchedSignature, partial_path};
 
 use crate::artifact::ArtifactError;
 use crate::error::WorkerError;
