@@ -23,6 +23,8 @@ pub enum Command {
     Validate(Validate),
     /// Hashes, signs and tags a candidate that passed its gates. Never opens a model.
     Publish(Publish),
+    /// Keeps, tests and serves the models of one edge node.
+    Node(Node),
     /// Gives the store's folder on a node to the runtime's user; runs before the runtime.
     PrepareStore(PrepareStore),
     /// Runs a version's self-test in this process; the node runtime starts it as a child.
@@ -73,6 +75,17 @@ pub struct Publish {
     /// The signing key, PKCS#8 PEM.
     #[arg(long, default_value = names::KEY_FILE)]
     pub key: PathBuf,
+}
+
+/// Options of `node`.
+#[derive(Args, Debug)]
+pub struct Node {
+    /// The configuration file.
+    #[arg(long, default_value = "/etc/fleetune/config.yaml")]
+    pub config: PathBuf,
+    /// Name of the node, which is the name of its EdgeNode.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
 }
 
 /// Options of `selftest`.

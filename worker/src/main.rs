@@ -10,7 +10,7 @@ use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
 use fleetune_worker::progress::{self, Tracker};
 use fleetune_worker::registry::Registry;
 use fleetune_worker::version::Version;
-use fleetune_worker::{finetune, local, publish, selftest, validate};
+use fleetune_worker::{finetune, local, node, publish, selftest, validate};
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         },
         Command::Validate(args) => last_words(block_on(run_validate(args))),
         Command::Publish(args) => last_words(block_on(run_publish(&args))),
+        Command::Node(args) => exit(run_node(args)),
         Command::PrepareStore(args) => exit(fleetune_worker::prepare_store::run(&args.path, args.uid)),
         Command::Selftest(args) => exit(run_selftest(&args)),
     }
@@ -157,15 +158,32 @@ async fn run_publish(args: &cli::Publish) -> Result<Outcome> {
     publish::run(&registry, &job, &order, &args.key).await
 }
 
+fn run_node(args: cli::Node) -> Result<()> {
+    let config = node::config::Config::read(&args.config)?;
+    tokio::runtime::Runtime::new()
+        .map_err(|error| WorkerError::transient(INTERNAL, format!("no runtime: {error}")))?
+        .block_on(node::run(config, args.node_name, terminated()))
+}
+
+/// Prints the result, or why there is none: the process that started this one reads either.
 fn run_selftest(args: &cli::Selftest) -> Result<()> {
+    let result = selftest_within_limits(args);
+    let text = match &result {
+        Ok(result) => serde_json::to_string(result),
+        Err(error) => serde_json::to_string(&node::selftest::Answer::from(error)),
+    };
+    print(&text.unwrap_or_default())?;
+    result.map(|_| ())
+}
+
+fn selftest_within_limits(args: &cli::Selftest) -> Result<selftest::SelfTestResult> {
     if let Some(bytes) = args.memory {
         use nix::sys::resource::{Resource, setrlimit};
         setrlimit(Resource::RLIMIT_AS, bytes, bytes)
             .map_err(|error| WorkerError::transient(INTERNAL, format!("address-space limit of {bytes}: {error}")))?;
     }
     let version = Version::open(&args.dir)?;
-    let result = selftest::run(&version, &args.dir, args.tolerance)?;
-    print(&serde_json::to_string(&result).unwrap_or_default())
+    selftest::run(&version, &args.dir, args.tolerance)
 }
 
 fn print(text: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The self-test of a version in a child process: the same binary, with a deadline, and with an address-space limit below
 //! what the container has left. Whatever the version does there, the serving process does not feel it.
 
+use crate::error::{Class, UNSUPPORTED_FORMAT, WorkerError};
 use crate::selftest::SelfTestResult;
 use fleetune_crds::common::Span;
 use serde::{Deserialize, Serialize};
@@ -20,19 +21,38 @@ const LATENCY_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the child prints.
 #[derive(Serialize, Deserialize, Debug)]
-#[serde(rename_all = "camelCase")]
+#[serde(untagged)]
 pub enum Answer {
     /// It ran to the end.
     Result(SelfTestResult),
     /// The version cannot be opened or run.
-    Error {
-        /// A PascalCase word.
-        reason: String,
-        /// What, where and what to do.
-        message: String,
-        /// Whether trying again can help.
-        transient: bool,
+    Failed {
+        /// Why.
+        error: Failure,
     },
+}
+
+/// Why a version cannot be opened or run.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct Failure {
+    /// A PascalCase word.
+    pub reason: String,
+    /// What, where and what to do.
+    pub message: String,
+    /// Whether trying again can help.
+    pub transient: bool,
+}
+
+impl From<&WorkerError> for Answer {
+    fn from(error: &WorkerError) -> Self {
+        Self::Failed {
+            error: Failure {
+                reason: error.reason().to_owned(),
+                message: error.message().to_owned(),
+                transient: error.class() == Class::Transient,
+            },
+        }
+    }
 }
 
 /// What came of a self-test.
@@ -149,15 +169,15 @@ async fn once(program: &Path, dir: &Path, bounds: &Bounds) -> (Verdict, bool) {
     };
     match serde_json::from_slice(&text) {
         Ok(Answer::Result(result)) if status.success() => judge(&result, bounds),
-        Ok(Answer::Error { message, transient, .. }) if transient => inconclusive(message),
-        Ok(Answer::Error { reason, message, .. }) if reason == crate::error::UNSUPPORTED_FORMAT => (
+        Ok(Answer::Failed { error }) if error.transient => inconclusive(error.message),
+        Ok(Answer::Failed { error }) if error.reason == UNSUPPORTED_FORMAT => (
             Verdict::Skipped {
-                reason: crate::error::UNSUPPORTED_FORMAT,
-                message,
+                reason: UNSUPPORTED_FORMAT,
+                message: error.message,
             },
             false,
         ),
-        Ok(Answer::Error { reason, message, .. }) => failed(format!("{reason}: {message}")),
+        Ok(Answer::Failed { error }) => failed(format!("{}: {}", error.reason, error.message)),
         _ => failed(format!("the self-test process ended with {status}{}", limit(bounds))),
     }
 }
@@ -239,8 +259,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_end_of_the_child_has_a_verdict() {
-        let good = r#"echo '{"result":{"ok":true,"worst":0.01,"p95Ms":5.0,"peakMemoryBytes":100}}'"#;
-        let off = r#"echo '{"result":{"ok":false,"worst":0.5,"p95Ms":5.0,"peakMemoryBytes":100}}'"#;
+        let good = r#"echo '{"ok":true,"worst":0.01,"p95Ms":5.0,"peakMemoryBytes":100}'"#;
+        let off = r#"echo '{"ok":false,"worst":0.5,"p95Ms":5.0,"peakMemoryBytes":100}'"#;
         let error = r#"echo '{"error":{"reason":"NotOnnx","message":"m","transient":false}}'; exit 2"#;
         let passing = r#"echo '{"error":{"reason":"LocalIo","message":"m","transient":true}}'; exit 3"#;
         let newer = r#"echo '{"error":{"reason":"UnsupportedFormat","message":"m","transient":false}}'; exit 2"#;

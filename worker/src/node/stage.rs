@@ -171,7 +171,7 @@ pub async fn check(
 
 /// What `validate` measured; 0 where the report does not say.
 fn peak_memory(report: &serde_json::Value) -> u64 {
-    report["summary"]["peakMemoryBytes"].as_u64().unwrap_or(0)
+    report["cost"]["peakMemoryBytes"].as_u64().unwrap_or(0)
 }
 
 /// Downloads what is missing of a checked version and assembles it.
