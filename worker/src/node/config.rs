@@ -57,7 +57,7 @@ pub struct SelfTest {
 impl SelfTest {
     /// The longest that a self-test may take.
     pub fn deadline(&self) -> Duration {
-        self.deadline.as_ref().map_or(Duration::from_secs(60), Span::get)
+        self.deadline.as_ref().map_or(Duration::from_mins(1), Span::get)
     }
 
     /// Memory that a self-test must leave to the serving process, in bytes.
@@ -102,7 +102,7 @@ mod tests {
         let config: Config = serde_yaml::from_str("{}").unwrap();
         assert_eq!(config.store, Path::new("/var/lib/fleetune"));
         assert_eq!(config.listen.port(), 8080);
-        assert_eq!(config.self_test.deadline(), Duration::from_secs(60));
+        assert_eq!(config.self_test.deadline(), Duration::from_mins(1));
         assert!(serde_yaml::from_str::<Config>("keyz: []").is_err());
         let config: Config = serde_yaml::from_str("keys: [{name: a, publicKey: x, namespaces: ['*']}]").unwrap();
         assert_eq!(config.keyring().unwrap_err().reason(), "SigningKeyInvalid");

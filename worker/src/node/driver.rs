@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Wait after the first passing failure; it doubles from there.
 const FIRST_HOLD: Duration = Duration::from_secs(1);
 /// Longest wait after a passing failure.
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
+const LONGEST_HOLD: Duration = Duration::from_mins(1);
 /// How often a trial is looked at where nothing else happens.
 const TRIAL_PERIOD: Duration = Duration::from_secs(1);
 
@@ -110,7 +110,7 @@ impl<M: Models> Driver<M> {
             .filter(|_| self.journal.soak_from.is_some());
         let mut longest = match wake {
             Some(at) => Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO),
-            None => Duration::from_secs(3600),
+            None => Duration::from_hours(1),
         };
         if serving.is_some() {
             longest = longest.min(TRIAL_PERIOD);
@@ -177,10 +177,11 @@ impl<M: Models> Driver<M> {
                     Some(Ok(record)) => {
                         journal.records.insert(source.digest.clone(), record);
                     }
-                    Some(Err(error)) => match self.blame(&mut journal, &source.digest, &error, now) {
-                        Some(held) => return held,
-                        None => {}
-                    },
+                    Some(Err(error)) => {
+                        if let Some(held) = self.blame(&mut journal, &source.digest, &error, now) {
+                            return held;
+                        }
+                    }
                 }
             }
             Step::Stage(source) => {
@@ -192,10 +193,11 @@ impl<M: Models> Driver<M> {
                 match self.unless_overtaken(work).await {
                     None => return Done::Dropped,
                     Some(Ok(())) => {}
-                    Some(Err(error)) => match self.blame(&mut journal, &source.digest, &error, now) {
-                        Some(held) => return held,
-                        None => {}
-                    },
+                    Some(Err(error)) => {
+                        if let Some(held) = self.blame(&mut journal, &source.digest, &error, now) {
+                            return held;
+                        }
+                    }
                 }
             }
             Step::SelfTest(digest) => {
@@ -228,17 +230,13 @@ impl<M: Models> Driver<M> {
                 reason,
                 message,
             } => {
-                tracing::error!(model = self.key, %digest, reason, detail = message, "version refused");
-                journal.refuse(digest, reason, message, now);
+                self.refuse(&mut journal, digest, reason, message, now);
             }
             Step::Skip {
                 digest,
                 reason,
                 message,
-            } => {
-                tracing::warn!(model = self.key, %digest, reason, detail = message, "version skipped");
-                journal.skip(digest, reason, message, &shared.build);
-            }
+            } => self.skip(&mut journal, digest, reason, message),
             Step::Unload | Step::Forget => {
                 self.switched(None);
                 shared.table.remove(&self.key);
@@ -253,18 +251,26 @@ impl<M: Models> Driver<M> {
         Done::Changed
     }
 
+    fn refuse(&self, journal: &mut Journal, digest: &Digest, reason: &str, message: &str, now: Timestamp) {
+        tracing::error!(model = self.key, %digest, reason, detail = message, "version refused");
+        journal.refuse(digest, reason, message, now);
+    }
+
+    fn skip(&self, journal: &mut Journal, digest: &Digest, reason: &str, message: &str) {
+        tracing::warn!(model = self.key, %digest, reason, detail = message, "version skipped");
+        journal.skip(digest, reason, message, &self.shared.build);
+    }
+
     /// What a failed download means for the version. None where the journal has the answer now.
     fn blame(&self, journal: &mut Journal, digest: &Digest, error: &stage::StageError, now: Timestamp) -> Option<Done> {
         match error.consequence() {
             // What serves, or has served, was good: its bytes are fetched again until they are right.
             Consequence::Refuse if journal.active.as_ref() != Some(digest) => {
-                tracing::error!(model = self.key, %digest, reason = error.reason(), %error, "version refused");
-                journal.refuse(digest, error.reason(), &error.to_string(), now);
+                self.refuse(journal, digest, error.reason(), &error.to_string(), now);
                 None
             }
             Consequence::Skip => {
-                tracing::warn!(model = self.key, %digest, reason = error.reason(), %error, "version skipped");
-                journal.skip(digest, error.reason(), &error.to_string(), &self.shared.build);
+                self.skip(journal, digest, error.reason(), &error.to_string());
                 None
             }
             _ => Some(Done::Held(error.reason().to_owned(), error.to_string())),
@@ -284,12 +290,11 @@ impl<M: Models> Driver<M> {
                 None
             }
             Verdict::Failed { reason, message } if !known => {
-                tracing::error!(model = self.key, %digest, reason, detail = message, "version refused");
-                journal.refuse(digest, reason, &message, now);
+                self.refuse(journal, digest, reason, &message, now);
                 None
             }
             Verdict::Skipped { reason, message } if journal.active.as_ref() != Some(digest) => {
-                journal.skip(digest, reason, &message, &self.shared.build);
+                self.skip(journal, digest, reason, &message);
                 // Looked at again after a while.
                 Some(Done::Held(reason.to_owned(), message))
             }
@@ -314,8 +319,7 @@ impl<M: Models> Driver<M> {
             Ok(Ok((found, predictor))) => {
                 if let Some(contract) = contract.filter(|contract| *contract != found) {
                     let message = format!("contract is {found}, the order says {contract}");
-                    tracing::error!(model = self.key, %digest, detail = message, "version refused");
-                    journal.refuse(digest, "ContractMismatch", &message, now);
+                    self.refuse(journal, digest, "ContractMismatch", &message, now);
                     return None;
                 }
                 predictor

@@ -13,6 +13,8 @@ pub mod serve;
 mod stage;
 mod status;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{Result, WorkerError};
 use crate::registry::{Credentials, Registry};
@@ -50,14 +52,13 @@ pub async fn run(config: Config, node: String, stop: impl Future<Output = ()>) -
         () = stop => None,
     };
     shared.stopping.send_replace(true);
-    let result = match ended {
-        Some(ended) => flatten(ended),
-        None => {
-            tracing::info!("told to stop");
-            let result = flatten(drive.await);
-            tokio::time::sleep(LINGER).await;
-            result
-        }
+    let result = if let Some(ended) = ended {
+        flatten(ended)
+    } else {
+        tracing::info!("told to stop");
+        let result = flatten(drive.await);
+        tokio::time::sleep(LINGER).await;
+        result
     };
     let _ = close.send(());
     let _ = tokio::time::timeout(LINGER, server).await;

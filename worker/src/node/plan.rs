@@ -124,15 +124,17 @@ pub fn plan(order: Option<&ModelOrder>, journal: &Journal, facts: &Facts, now: T
         return Plan::default();
     }
     if journal.is_removed() {
-        return match journal.active.is_some() || facts.serving.is_some() || !journal.records.is_empty() {
-            true => Plan::step(Step::Forget),
-            false => Plan::default(),
+        return if journal.active.is_some() || facts.serving.is_some() || !journal.records.is_empty() {
+            Plan::step(Step::Forget)
+        } else {
+            Plan::default()
         };
     }
     let Some(wanted) = journal.wanted() else {
-        return match journal.active.is_some() || facts.serving.is_some() {
-            true => Plan::step(Step::Unload),
-            false => Plan::default(),
+        return if journal.active.is_some() || facts.serving.is_some() {
+            Plan::step(Step::Unload)
+        } else {
+            Plan::default()
         };
     };
     let refused = |digest: &Digest| journal.refused.contains_key(digest);
@@ -151,10 +153,7 @@ pub fn plan(order: Option<&ModelOrder>, journal: &Journal, facts: &Facts, now: T
     }
     // The wanted version is bad. What serves goes on serving, unless it is that one.
     if journal.active.is_some() && !active_is_bad {
-        return match keep_serving(journal, facts, now) {
-            Some(plan) => plan,
-            None => Plan::default(),
-        };
+        return keep_serving(journal, facts, now).unwrap_or_default();
     }
     match journal.fallback().filter(|fallback| !refused(&fallback.digest)) {
         Some(fallback) => {
@@ -243,10 +242,10 @@ fn towards(source: &Source, journal: &Journal, facts: &Facts, now: Timestamp) ->
             .skipped
             .as_ref()
             .is_some_and(|s| s.digest == *digest && s.build == facts.build);
-        return match skipped {
-            // Of a format that this build does not read: only another build can.
-            true => Plan::default(),
-            false => held(Step::Check(source.clone()), facts, now),
+        return if skipped {
+            Plan::default()
+        } else {
+            held(Step::Check(source.clone()), facts, now)
         };
     };
     if let Some(plan) = admit(digest, record, journal, facts, now) {
@@ -274,12 +273,12 @@ fn admit(digest: &Digest, record: &Record, journal: &Journal, facts: &Facts, now
                 message,
             }))
         };
-        if let Some(most) = budget.max_bytes.as_ref().map(|b| b.get())
+        if let Some(most) = budget.max_bytes.as_ref().map(fleetune_crds::common::Bytes::get)
             && record.bytes > most
         {
             return refuse(format!("{} bytes, the budget of class {class} is {most}", record.bytes));
         }
-        if let Some(most) = budget.max_peak_memory.as_ref().map(|b| b.get())
+        if let Some(most) = budget.max_peak_memory.as_ref().map(fleetune_crds::common::Bytes::get)
             && record.peak_memory > most
         {
             return refuse(format!(
@@ -289,9 +288,10 @@ fn admit(digest: &Digest, record: &Record, journal: &Journal, facts: &Facts, now
         }
     }
     // One to serve and one to be self-tested; what was tested only has to be loaded.
-    let need = match record.tested == facts.build {
-        true => record.memory(),
-        false => record.memory().saturating_mul(2),
+    let need = if record.tested == facts.build {
+        record.memory()
+    } else {
+        record.memory().saturating_mul(2)
     };
     let room = facts.room?;
     if room >= need {

@@ -64,14 +64,15 @@ struct Output {
     parameters: Parameters,
 }
 
+/// Parameters of the binary tensor extension.
 #[derive(Deserialize, Default)]
 struct Parameters {
-    #[serde(default)]
-    binary_data_size: Option<usize>,
-    #[serde(default)]
-    binary_data: Option<bool>,
-    #[serde(default)]
-    binary_data_output: Option<bool>,
+    #[serde(default, rename = "binary_data_size")]
+    size: Option<usize>,
+    #[serde(default, rename = "binary_data")]
+    output: Option<bool>,
+    #[serde(default, rename = "binary_data_output")]
+    all_outputs: Option<bool>,
 }
 
 /// Tensor data in JSON, however it is nested: read straight into flat vectors, because a tree of JSON values would take
@@ -150,7 +151,7 @@ impl Request {
             serde_json::from_slice(text).map_err(|error| Bad(format!("the request is not valid: {error}")))?;
         let mut inputs = Vec::new();
         for input in request.inputs {
-            let raw = match input.parameters.binary_data_size {
+            let raw = match input.parameters.size {
                 None => None,
                 Some(size) if size <= binary.len() => {
                     let (own, rest) = binary.split_at(size);
@@ -180,19 +181,22 @@ impl Request {
         if samples.is_empty() || samples.len() > MAX_SAMPLES {
             return bad(format!("{} samples, not 1 to {MAX_SAMPLES}", samples.len()));
         }
-        let all = request.parameters.binary_data_output.unwrap_or(false);
+        let all = request.parameters.all_outputs.unwrap_or(false);
         let known = outputs_of(model);
         let outputs = match request.outputs {
             None => known.iter().map(|(name, _)| ((*name).to_owned(), all)).collect(),
             Some(wanted) => wanted
                 .into_iter()
-                .map(|output| match known.iter().any(|(name, _)| *name == output.name) {
-                    true => Ok((output.name, output.parameters.binary_data.unwrap_or(all))),
-                    false => bad(format!(
-                        "the model has no output {:?}, but {}",
-                        output.name,
-                        known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" and ")
-                    )),
+                .map(|output| {
+                    if known.iter().any(|(name, _)| *name == output.name) {
+                        Ok((output.name, output.parameters.output.unwrap_or(all)))
+                    } else {
+                        bad(format!(
+                            "the model has no output {:?}, but {}",
+                            output.name,
+                            known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" and ")
+                        ))
+                    }
                 })
                 .collect::<Result<_, _>>()?,
         };
@@ -272,9 +276,10 @@ pub fn metadata(name: &str, version: &str, model: &Description) -> Value {
         "datatype": datatype(model.input.dtype),
         "shape": shape(&model.input.shape),
     });
-    let raw = match model.image {
-        true => json!({ "name": INPUT_IMAGE, "datatype": "BYTES", "shape": [-1] }),
-        false => json!({ "name": INPUT_WINDOW, "datatype": "FP32", "shape": shape(&model.input.shape) }),
+    let raw = if model.image {
+        json!({ "name": INPUT_IMAGE, "datatype": "BYTES", "shape": [-1] })
+    } else {
+        json!({ "name": INPUT_WINDOW, "datatype": "FP32", "shape": shape(&model.input.shape) })
     };
     // A window is its own prepared tensor.
     let inputs = if raw == prepared {
@@ -313,9 +318,10 @@ fn samples(input: &Input, raw: Option<&[u8]>, model: &Description) -> Result<Vec
         return images(input, raw);
     }
     if !is_raw_window && !is_prepared {
-        let raw = match model.image {
-            true => format!("{INPUT_IMAGE} as BYTES (a PNG or JPEG file)"),
-            false => format!("{INPUT_WINDOW} as FP32"),
+        let raw = if model.image {
+            format!("{INPUT_IMAGE} as BYTES (a PNG or JPEG file)")
+        } else {
+            format!("{INPUT_WINDOW} as FP32")
         };
         return bad(format!(
             "the model takes {raw} or {} as {}, not {:?} as {}",

@@ -368,7 +368,7 @@ impl<M: Models> Shared<M> {
         }
     }
 
-    /// What the plan would do next for a model; for tests.
+    /// The journal of a model.
     #[cfg(test)]
     pub(super) fn journal(&self, key: &str) -> Option<Journal> {
         self.journals

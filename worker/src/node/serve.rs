@@ -73,9 +73,10 @@ async fn server() -> Response {
 }
 
 async fn ready(State(serving): State<Arc<Serving>>) -> Response {
-    match *serving.ready.borrow() {
-        true => StatusCode::OK.into_response(),
-        false => error(StatusCode::SERVICE_UNAVAILABLE, "an active version does not serve yet"),
+    if *serving.ready.borrow() {
+        StatusCode::OK.into_response()
+    } else {
+        error(StatusCode::SERVICE_UNAVAILABLE, "an active version does not serve yet")
     }
 }
 
@@ -106,19 +107,19 @@ async fn model_version_ready(
     acknowledge(find(&serving, &name, Some(&version)))
 }
 
-fn describe(found: Result<Arc<Served>, Response>) -> Response {
+fn describe(found: Result<Arc<Served>, Absent>) -> Response {
     match found {
         Ok(served) => json_of(&metadata(
             &served.key.replace('/', "."),
             served.digest.as_str(),
             &served.predictor.description(),
         )),
-        Err(response) => response,
+        Err(absent) => absent.into_response(),
     }
 }
 
-fn acknowledge(found: Result<Arc<Served>, Response>) -> Response {
-    found.map_or_else(|response| response, |_| StatusCode::OK.into_response())
+fn acknowledge(found: Result<Arc<Served>, Absent>) -> Response {
+    found.map_or_else(Absent::into_response, |_| StatusCode::OK.into_response())
 }
 
 async fn infer(
@@ -157,23 +158,26 @@ fn count(serving: &Serving, name: &str, response: Response) -> Response {
     response
 }
 
-fn find(serving: &Serving, name: &str, version: Option<&str>) -> Result<Arc<Served>, Response> {
+/// Why nothing answers to a name.
+struct Absent(String);
+
+impl IntoResponse for Absent {
+    fn into_response(self) -> Response {
+        error(StatusCode::NOT_FOUND, &self.0)
+    }
+}
+
+fn find(serving: &Serving, name: &str, version: Option<&str>) -> Result<Arc<Served>, Absent> {
     let served = match serving.table.find(name) {
         Found::One(served) => served,
-        Found::None => return Err(error(StatusCode::NOT_FOUND, &format!("no model {name:?} serves here"))),
-        Found::Several(names) => {
-            let text = format!("{name:?} is not unique here: {}", names.join(" or "));
-            return Err(error(StatusCode::NOT_FOUND, &text));
-        }
+        Found::None => return Err(Absent(format!("no model {name:?} serves here"))),
+        Found::Several(names) => return Err(Absent(format!("{name:?} is not unique here: {}", names.join(" or ")))),
     };
     match version {
-        Some(version) if version != served.digest.as_str() => Err(error(
-            StatusCode::NOT_FOUND,
-            &format!(
-                "version {version} of {name:?} does not serve here, {} does",
-                served.digest
-            ),
-        )),
+        Some(version) if version != served.digest.as_str() => Err(Absent(format!(
+            "version {version} of {name:?} does not serve here, {} does",
+            served.digest
+        ))),
         _ => Ok(served),
     }
 }
@@ -185,8 +189,8 @@ async fn answer(
     headers: &HeaderMap,
     body: Body,
 ) -> Response {
-    if let Err(response) = find(serving, name, version) {
-        return response;
+    if let Err(absent) = find(serving, name, version) {
+        return absent.into_response();
     }
     let too_many = || {
         error(
@@ -235,7 +239,7 @@ async fn answer(
     // Looked up only now, and once: the whole answer comes from one version, the one that serves when its turn comes.
     let served = match find(serving, name, version) {
         Ok(served) => served,
-        Err(response) => return response,
+        Err(absent) => return absent.into_response(),
     };
     let shared = serving.clone();
     let work = tokio::task::spawn_blocking(move || run(&shared, &served, &body, header));

@@ -177,9 +177,10 @@ async fn write<M: Models>(
                         tokio::time::sleep(COALESCE).await;
                     }
                     failed => {
-                        match failed {
-                            Ok(Err(error)) => tracing::warn!(%error, "the status cannot be written: trying again"),
-                            _ => tracing::warn!("the status cannot be written in time: trying again"),
+                        if let Ok(Err(error)) = failed {
+                            tracing::warn!(%error, "the status cannot be written: trying again");
+                        } else {
+                            tracing::warn!("the status cannot be written in time: trying again");
                         }
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(LONGEST_WAIT);
@@ -228,14 +229,15 @@ fn wanted(
         .map(|(key, state)| (key.clone(), state.clone()))
         .collect();
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let wanted = match ready {
-        true => Wanted::new(READY, Some(true), "Serving", "every active version serves"),
-        false => Wanted::new(
+    let wanted = if ready {
+        Wanted::new(READY, Some(true), "Serving", "every active version serves")
+    } else {
+        Wanted::new(
             READY,
             Some(false),
             "NotServing",
             "an active version is not loaded, or has not passed its self-test under this build",
-        ),
+        )
     };
     EdgeNodeStatus {
         observed_generation: Some(seen.generation),

@@ -15,39 +15,6 @@ pub(super) fn step(_: &str) -> io::Result<()> {
 #[cfg(test)]
 pub(super) use faults::step;
 
-#[cfg(test)]
-pub(crate) mod faults {
-    //! Ends a process at its n-th step: from there on every step of this thread fails, and nothing cleans up.
-
-    use std::cell::Cell;
-    use std::io;
-
-    thread_local! {
-        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
-    }
-
-    /// The next `steps` steps work, all later ones fail.
-    pub(crate) fn crash_after(steps: usize) {
-        LEFT.set(Some(steps));
-    }
-
-    /// All steps work again. True where a step has failed.
-    pub(crate) fn reboot() -> bool {
-        LEFT.take() == Some(0)
-    }
-
-    pub(crate) fn step(_: &str) -> io::Result<()> {
-        match LEFT.get() {
-            None => Ok(()),
-            Some(0) => Err(io::Error::other("power cut")),
-            Some(left) => {
-                LEFT.set(Some(left - 1));
-                Ok(())
-            }
-        }
-    }
-}
-
 /// Syncs a directory, so that names made or removed in it stay so.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     step("sync")?;
@@ -96,4 +63,37 @@ pub(super) fn remove_dir(dir: &Path, scratch: &Path) -> io::Result<()> {
     sync_dir(dir.parent().unwrap_or(dir))?;
     step("remove")?;
     fs::remove_dir_all(scratch)
+}
+
+#[cfg(test)]
+pub(crate) mod faults {
+    //! Ends a process at its n-th step: from there on every step of this thread fails, and nothing cleans up.
+
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// The next `steps` steps work, all later ones fail.
+    pub(crate) fn crash_after(steps: usize) {
+        LEFT.set(Some(steps));
+    }
+
+    /// All steps work again. True where a step has failed.
+    pub(crate) fn reboot() -> bool {
+        LEFT.take() == Some(0)
+    }
+
+    pub(crate) fn step(_: &str) -> io::Result<()> {
+        match LEFT.get() {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("power cut")),
+            Some(left) => {
+                LEFT.set(Some(left - 1));
+                Ok(())
+            }
+        }
+    }
 }

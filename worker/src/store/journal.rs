@@ -345,9 +345,10 @@ impl Journal {
         let (state, reason, message) = if let Some(refusal) = self.refused.get(digest) {
             (VersionState::Failed, refusal.reason.clone(), refusal.message.clone())
         } else if self.active.as_ref() == Some(digest) {
-            match self.proven.contains(digest) {
-                true => (VersionState::Proven, none(), none()),
-                false => (VersionState::Active, none(), none()),
+            if self.proven.contains(digest) {
+                (VersionState::Proven, none(), none())
+            } else {
+                (VersionState::Active, none(), none())
             }
         } else if let Some(skip) = self.skipped.as_ref().filter(|skip| skip.digest == *digest) {
             (VersionState::Skipped, skip.reason.clone(), skip.message.clone())
