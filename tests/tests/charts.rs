@@ -6,10 +6,11 @@ use fleetune_crds::access::{Actor, GRANTS, Scope};
 use fleetune_crds::names;
 use fleetune_operator::config::{EdgeConfig, HubConfig};
 use fleetune_tests::lab::paths::{Paths, tree};
+use fleetune_worker::node::config::Config as NodeConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const HUB: &str = "fleetune";
@@ -358,11 +359,13 @@ fn the_binaries_read_the_configuration_that_the_charts_write() {
             let read: EdgeConfig = serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
             assert_eq!(read.cluster, "edge-a");
         }
-        let node: Value = serde_yaml::from_str(&config(&objects, "fleetune-node")).unwrap();
-        assert_eq!(node["store"], names::NODE_STORE);
+        let text = config(&objects, "fleetune-node");
+        let node: NodeConfig = serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        assert_eq!(node.store, Path::new(names::NODE_STORE));
+        assert_eq!(node.listen.port(), names::NODE_PORT);
         if let Some(keys) = values["trustedKeys"].as_array() {
-            assert_eq!(node["keys"][0]["publicKey"], PUBLIC_KEY, "a key keeps its line breaks");
-            assert_eq!(node["keys"].as_array().unwrap().len(), keys.len());
+            assert_eq!(node.keys[0].public_key, PUBLIC_KEY, "a key keeps its line breaks");
+            assert_eq!(node.keys.len(), keys.len());
         }
     }
 }
