@@ -53,8 +53,8 @@ fn between_runs(p: &mut Planner<'_>) {
     let version = match target(p) {
         Ok(version) => version,
         Err(problem) => {
-            // Nothing newer to follow is no problem while something proven serves.
-            if p.want.version.is_some() || p.next.proven.is_none() {
+            // Nothing newer to follow is no problem: what came of the last run stands.
+            if p.want.version.is_some() || (p.next.proven.is_none() && p.run().is_none()) {
                 p.problem = Some(problem);
             }
             return;
@@ -173,7 +173,20 @@ fn during_run(p: &mut Planner<'_>) {
     }
     if run.waves.iter().any(|w| w.passed_at.is_none()) {
         if let Some(waiting) = verdict(p, &run, &tally) {
-            p.waiting.push(waiting);
+            let hopeless = matches!(waiting, Waiting::Quorum { .. })
+                && !reaches(p.want.quorum, tally.slots - tally.failed, tally.slots);
+            if hopeless {
+                let message = format!(
+                    "{} of {} failed: the quorum of {}% is out of reach{}",
+                    tally.failed,
+                    tally.slots,
+                    p.want.quorum,
+                    place::first_failure(p, &run)
+                );
+                end_badly(p, &message, p.want.on_failure == OnFailure::Rollback);
+            } else {
+                p.waiting.push(waiting);
+            }
             return;
         }
         if let Some(wave) = p.next.run.as_mut().and_then(|r| r.waves.last_mut()) {
@@ -197,11 +210,14 @@ fn verdict(p: &Planner<'_>, run: &Run, tally: &place::Tally) -> Option<Waiting> 
         let soaking = all_given && tally.open == tally.soaking;
         return Some(if soaking { Waiting::Soak } else { Waiting::Activating });
     }
-    let enough = i64::from(tally.proven) * 100 >= p.want.quorum * i64::from(tally.slots);
-    (!enough).then_some(Waiting::Quorum {
+    (!reaches(p.want.quorum, tally.proven, tally.slots)).then_some(Waiting::Quorum {
         proven: tally.proven,
         nodes: tally.slots,
     })
+}
+
+fn reaches(quorum: i64, nodes: i32, of: i32) -> bool {
+    i64::from(nodes) * 100 >= quorum * i64::from(of)
 }
 
 fn next_wave(p: &mut Planner<'_>, run: &Run, tally: &place::Tally) {

@@ -69,13 +69,13 @@ fn nodes(p: &Planner<'_>, prev: &ModelRolloutStatus) -> NodeCounts {
         }
     }
     // A run that is taken back keeps the number that ended it; the nodes themselves are fine again.
-    if p.run()
-        .is_some_and(|r| matches!(r.state, RunState::RollingBack | RunState::RolledBack))
-    {
-        let same = prev.run.as_ref().map(|r| r.number) == p.run().map(|r| r.number);
-        if same {
-            sum.failed = prev.nodes.failed;
-        }
+    let back = |s: &ModelRolloutStatus| {
+        let run = s.run.as_ref();
+        run.filter(|r| matches!(r.state, RunState::RollingBack | RunState::RolledBack))
+            .map(|r| r.number)
+    };
+    if back(&p.next).is_some() && back(&p.next) == back(prev) {
+        sum.failed = prev.nodes.failed;
     }
     sum
 }

@@ -10,3 +10,5 @@
 
 pub mod builders;
 pub mod mock_api;
+pub mod model_cluster;
+pub mod model_node;
