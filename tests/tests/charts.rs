@@ -559,6 +559,26 @@ fn alerts_and_dashboard_ask_for_series_that_exist() {
     }
 }
 
+#[test]
+fn every_alert_says_what_to_do_and_stands_in_the_docs() {
+    let page = std::fs::read_to_string(tree().join("docs/operations.md")).unwrap();
+    let mut named = 0;
+    for file in ["fleetune/files/alerts.yaml", "fleetune-edge/files/alerts.yaml"] {
+        let text = std::fs::read_to_string(tree().join("charts").join(file)).unwrap();
+        let groups: Value = serde_yaml::from_str(&text).unwrap();
+        for rule in groups["groups"][0]["rules"].as_array().unwrap() {
+            let alert = rule["alert"].as_str().unwrap();
+            assert!(page.contains(alert), "docs/operations.md lacks {alert}");
+            for key in ["summary", "description"] {
+                assert!(rule["annotations"][key].is_string(), "{alert}: {key}");
+            }
+            assert!(rule["labels"]["severity"].is_string(), "{alert}");
+            named += 1;
+        }
+    }
+    assert!(named >= 10);
+}
+
 /// The examples name models by digest; the script that makes the models knows the same digests.
 #[test]
 fn examples_name_the_models_that_the_script_makes() {

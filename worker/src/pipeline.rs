@@ -5,6 +5,7 @@
 use crate::error::{DECOMPRESSION_BOMB, INVALID_SAMPLE, INVALID_VERSION, Result, UNSUPPORTED_FORMAT, WorkerError};
 use fleetune_crds::{Input, Task, common::Digest};
 use image::{ImageDecoder, ImageReader, imageops::FilterType};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;
 
@@ -52,10 +53,10 @@ pub enum Prepared {
 }
 
 /// How a version turns raw samples into answers.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pipeline {
-    /// [`VERSION`].
+    /// Version of this format; a reader refuses a newer one.
     pub version: u32,
     /// What the model answers.
     pub task: Task,
@@ -68,7 +69,7 @@ pub struct Pipeline {
 }
 
 /// The steps before the graph.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Before {
     /// Decode, make RGB, resize.
@@ -78,7 +79,7 @@ pub enum Before {
 }
 
 /// The steps from an encoded picture to pixels.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageSteps {
     /// Encodings that are read.
@@ -90,7 +91,7 @@ pub struct ImageSteps {
 }
 
 /// An encoding of pictures.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum Encoding {
     /// PNG.
@@ -100,7 +101,7 @@ pub enum Encoding {
 }
 
 /// Order of the colours.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Color {
     /// Red, green, blue.
     #[serde(rename = "RGB")]
@@ -108,7 +109,7 @@ pub enum Color {
 }
 
 /// A resize of pixels.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resize {
     /// The filter.
@@ -120,7 +121,7 @@ pub struct Resize {
 }
 
 /// A filter for resizing.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum Algorithm {
     /// Triangle filter whose support grows when shrinking (bilinear with antialiasing), pixel centres at halves,
@@ -129,7 +130,7 @@ pub enum Algorithm {
 }
 
 /// The steps before a graph that takes windows: none but checks.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WindowSteps {
     /// Number of channels.
@@ -139,7 +140,7 @@ pub struct WindowSteps {
 }
 
 /// A tensor at the graph's border.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TensorSpec {
     /// Its name in the graph.
@@ -151,7 +152,7 @@ pub struct TensorSpec {
 }
 
 /// An element type, by its name in the Open Inference Protocol.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// Unsigned bytes.
     #[serde(rename = "UINT8")]
