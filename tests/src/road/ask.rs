@@ -30,7 +30,10 @@ impl Ask {
     /// When the HTTP client cannot be made.
     pub fn new(address: &str) -> Result<Self> {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?;
-        Ok(Self { http, base: format!("http://{address}/v2") })
+        Ok(Self {
+            http,
+            base: format!("http://{address}/v2"),
+        })
     }
 
     /// Asks `model` about a PNG or JPEG.
@@ -39,7 +42,11 @@ impl Ask {
     /// When the runtime does not answer with a prediction; the message has its own words.
     pub async fn image(&self, model: &str, encoded: &[u8]) -> Result<Prediction> {
         let text = base64::engine::general_purpose::STANDARD.encode(encoded);
-        self.infer(model, json!([{ "name": "image", "datatype": "BYTES", "shape": [1], "data": [text] }])).await
+        self.infer(
+            model,
+            json!([{ "name": "image", "datatype": "BYTES", "shape": [1], "data": [text] }]),
+        )
+        .await
     }
 
     /// Asks `model` about a window of `channels` × `samples` values, channel after channel.
@@ -47,9 +54,16 @@ impl Ask {
     /// # Errors
     /// When the runtime does not answer with a prediction; the message has its own words.
     pub async fn window(&self, model: &str, channels: usize, values: &[f32]) -> Result<Prediction> {
-        ensure!(channels > 0 && values.len().is_multiple_of(channels), "a window of {channels} channels");
+        ensure!(
+            channels > 0 && values.len().is_multiple_of(channels),
+            "a window of {channels} channels"
+        );
         let shape = [1, channels, values.len() / channels];
-        self.infer(model, json!([{ "name": "window", "datatype": "FP32", "shape": shape, "data": values }])).await
+        self.infer(
+            model,
+            json!([{ "name": "window", "datatype": "FP32", "shape": shape, "data": values }]),
+        )
+        .await
     }
 
     async fn infer(&self, model: &str, inputs: Value) -> Result<Prediction> {

@@ -52,7 +52,9 @@ where
 
 /// Breaks once the job has succeeded or failed, with whether it succeeded.
 pub fn job_done(job: &FineTuneJob) -> ControlFlow<bool> {
-    let Some(status) = &job.status else { return ControlFlow::Continue(()) };
+    let Some(status) = &job.status else {
+        return ControlFlow::Continue(());
+    };
     match conditions::get(&status.conditions, conditions::SUCCEEDED) {
         Some(done) if done.status == "True" => ControlFlow::Break(true),
         Some(done) if done.status == "False" && conditions::is_true(&status.conditions, conditions::STALLED) => {

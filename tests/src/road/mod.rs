@@ -3,10 +3,19 @@
 
 mod ask;
 mod follow;
+pub mod forge;
+mod guard;
+pub mod hammer;
 mod install;
+pub mod samples;
 mod show;
+mod summary;
+mod walk;
 
 pub use ask::{Ask, Prediction};
 pub use follow::{follow, job_done, rollout_done};
-pub use install::{Keys, Road};
+pub use guard::on_the_road;
+pub use install::{Keys, Road, SHOP, SYSTEM, apply, namespace, path};
 pub use show::Show;
+pub use summary::summary;
+pub use walk::rollout;

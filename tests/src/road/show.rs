@@ -15,7 +15,11 @@ pub struct Show {
 impl Default for Show {
     fn default() -> Self {
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self { bars, lines: BTreeMap::new(), start: Instant::now() }
+        Self {
+            bars,
+            lines: BTreeMap::new(),
+            start: Instant::now(),
+        }
     }
 }
 
@@ -47,7 +51,11 @@ impl Show {
         match bar {
             Some(bar) => bar.set_message(format!("{name}: {text}")),
             None => {
-                let _ = writeln!(std::io::stdout(), "[{:>4}s]   {name}: {text}", self.start.elapsed().as_secs());
+                let _ = writeln!(
+                    std::io::stdout(),
+                    "[{:>4}s]   {name}: {text}",
+                    self.start.elapsed().as_secs()
+                );
             }
         }
     }
