@@ -21,9 +21,7 @@ const NODES: [&str; 4] = ["edge-a-1", "edge-a-2", "edge-b-1", "edge-b-2"];
 
 fn metric(version: &ModelVersion, metric: Metric) -> (f64, f64) {
     let summary = &version.spec.summary;
-    let of = |metrics: &BTreeMap<String, fleetune_crds::common::Decimal>| {
-        metrics.get(metric.name()).map_or(f64::NAN, |value| value.get())
-    };
+    let of = |metrics: &BTreeMap<String, Decimal>| metrics.get(metric.name()).map_or(f64::NAN, Decimal::get);
     (of(&summary.metrics), of(&summary.baseline_metrics))
 }
 
