@@ -8,6 +8,7 @@ pub mod plan;
 pub mod progress;
 pub mod status;
 pub mod step;
+pub mod sweep;
 pub mod validate;
 pub mod verdict;
 
@@ -148,11 +149,26 @@ pub fn start(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
         },
     };
     let jobs = jobs.watches_stream(workers, job_of);
-    Ok(run(ctx.clone(), options, jobs, move |job, ctx| {
+    let jobs = run(ctx.clone(), options, jobs, move |job, ctx| {
         let state = state.clone();
         async move { reconcile(&job, &ctx, &state).await }
-    })
-    .boxed())
+    });
+    let orphans = controller(
+        ctx,
+        "Job",
+        Api::<Job>::all(ctx.client.clone()),
+        watcher::Config::default().labels(names::LABEL_STEP),
+    );
+    let options = Options {
+        kind: "Job",
+        concurrency: 2,
+        resync: ctx.config.common.resync.get(),
+        phase: |worker: &Job| observe::see_job(worker, true).phase().to_owned(),
+    };
+    let orphans = run(ctx.clone(), options, orphans, |worker, ctx| async move {
+        sweep::sweep(&worker, &ctx).await
+    });
+    Ok(futures::future::join(jobs, orphans).map(|_| ()).boxed())
 }
 
 /// The job that a worker Job belongs to, wherever it lives.

@@ -40,6 +40,8 @@ pub struct SeenJob {
     pub uid: String,
     /// Its version, for conditional writes.
     pub resource_version: String,
+    /// When it was made.
+    pub created: Option<Timestamp>,
     /// Whether it belongs to this very job, not to an earlier one of the same name.
     pub ours: bool,
     /// Whether it is being deleted.
@@ -54,6 +56,18 @@ pub struct SeenJob {
     pub end: Option<JobEnd>,
     /// Its pods, oldest first.
     pub pods: Vec<SeenPod>,
+}
+
+impl SeenJob {
+    /// One word for `fleetune_objects`.
+    pub fn phase(&self) -> &'static str {
+        match (&self.end, self.suspended) {
+            (Some(JobEnd::Complete), _) => "Complete",
+            (Some(JobEnd::Failed { .. }), _) => "Failed",
+            (None, true) => "Suspended",
+            (None, false) => "Active",
+        }
+    }
 }
 
 /// How a Job ended.
@@ -77,6 +91,8 @@ pub struct SeenPod {
     pub name: String,
     /// When it was made.
     pub created: Option<Timestamp>,
+    /// Whether it has a node and its container has not run yet.
+    pub starting: bool,
     /// Address of a running pod.
     pub ip: Option<String>,
     /// Whether its phase is Failed.
@@ -229,6 +245,7 @@ pub fn see_job(job: &Job, ours: bool) -> SeenJob {
         name: job.name_any(),
         uid: job.uid().unwrap_or_default(),
         resource_version: job.resource_version().unwrap_or_default(),
+        created: job.metadata.creation_timestamp.as_ref().map(|t| t.0),
         ours,
         deleting: job.metadata.deletion_timestamp.is_some(),
         held: job.finalizers().iter().any(|f| f == names::FINALIZER),
@@ -277,6 +294,7 @@ pub fn see_pod(pod: &Pod) -> SeenPod {
     SeenPod {
         name: pod.name_any(),
         created: pod.metadata.creation_timestamp.as_ref().map(|t| t.0),
+        starting: status.phase.as_deref() == Some("Pending") && unschedulable.is_none(),
         ip: status.pod_ip.filter(|_| state.running.is_some()),
         failed: status.phase.as_deref() == Some("Failed"),
         reason: status.reason,

@@ -5,7 +5,7 @@
 use crate::finetunejob::observe::{Observed, SeenJob};
 use crate::finetunejob::step::{WorkerStep, version_name};
 use crate::finetunejob::validate::{Invalid, Validated};
-use crate::finetunejob::verdict::{Trouble, Verdict, verdict};
+use crate::finetunejob::verdict::{Trouble, Verdict, slow_start, verdict};
 use crate::runtime::Wake;
 use crate::runtime::clock::between;
 use fleetune_crds::common::{Digest, Span};
@@ -194,6 +194,7 @@ pub fn plan(want: &Validated, seen: &Observed, prev: &FineTuneJobStatus, now: Ti
                 return over(Stage::Failed(deadline(want, step)), steps, facts);
             }
             Some((job, Verdict::Running(waiting))) => {
+                let waiting = waiting.or_else(|| slow_start(job, now));
                 if job.suspended != want.spec.suspend {
                     steps.push(Step::Suspend(step, want.spec.suspend));
                 }

@@ -179,24 +179,21 @@ fn domain(plan: &Plan) -> Vec<Wanted> {
     all
 }
 
-/// Whether a failure of `finetune` is about the data: those reasons begin with what is wrong.
+/// Whether a failure of `finetune` is about the data: those reasons of the worker begin with one of these words.
 fn is_about_data(reason: &str) -> bool {
-    [
+    const WORDS: [&str; 10] = [
         "Data",
-        "Sample",
-        "Label",
-        "Class",
+        "UnsafePath",
+        "Decompression",
         "OneClass",
-        "Split",
-        "TooFew",
-        "Missing",
-        "Duplicate",
-        "Archive",
         "Column",
-        "Image",
-    ]
-    .iter()
-    .any(|prefix| reason.starts_with(prefix))
+        "MissingValues",
+        "UnreadableSamples",
+        "TooFewSamples",
+        "InvalidSplit",
+        "InvalidSample",
+    ];
+    WORDS.iter().any(|word| reason.starts_with(word))
 }
 
 /// What changed between two statuses, as an event; at most one.

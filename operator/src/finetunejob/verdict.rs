@@ -2,8 +2,14 @@
 //! word, and never trusted further than the exit code goes.
 
 use crate::finetunejob::observe::{JobEnd, SeenJob, SeenPod};
+use crate::runtime::clock::between;
 use fleetune_crds::conditions::cut;
 use fleetune_crds::outcome::{Code, MAX_TERMINATION_MESSAGE, Outcome};
+use k8s_openapi::jiff::Timestamp;
+use std::time::Duration;
+
+/// How long a pod may take to start, images of a gigabyte over slow links aside, before someone is told to look.
+const SLOW_START: Duration = Duration::from_mins(1);
 
 /// What came of a step so far.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,7 +78,40 @@ pub fn verdict(job: &SeenJob) -> Verdict {
                 job.name
             ),
         )),
-        None => Verdict::Running(job.pods.iter().rev().find_map(|pod| pod.trouble.clone())),
+        None => Verdict::Running(waiting(job)),
+    }
+}
+
+/// What a step that has not ended waits for: the newest pod's own trouble, else why the pod before it failed.
+fn waiting(job: &SeenJob) -> Option<Trouble> {
+    if let Some(trouble) = job.pods.iter().rev().find_map(|pod| pod.trouble.clone()) {
+        return Some(trouble);
+    }
+    let failed = job.pods.iter().filter(|pod| pod.failed).count();
+    let last = job.pods.iter().rev().find(|pod| pod.failed)?;
+    let why = worker_word(last).unwrap_or_else(|| kubelet_word(last, ""));
+    let text = format!("try {} after {}: {}", failed + 1, why.reason, why.message);
+    Some(Trouble::new("Retrying", text))
+}
+
+/// A pod that has not started long after it was made, or a Job that has none: what the kubelet and the Job controller
+/// say about that stands in events alone.
+pub fn slow_start(job: &SeenJob, now: Timestamp) -> Option<Trouble> {
+    let late = |since: Option<Timestamp>| since.is_some_and(|since| between(since, now) > SLOW_START);
+    let name = &job.name;
+    match job.pods.last() {
+        None if late(job.created) && !job.suspended => Some(Trouble::new(
+            "NoPod",
+            format!("the Job {name} has no pod: see its events (kubectl describe job {name}), often a quota"),
+        )),
+        Some(pod) if pod.starting && late(pod.created) => Some(Trouble::new(
+            "PodNotStarting",
+            format!(
+                "pod {} does not start: see its events (kubectl describe pod {}), often a missing Secret or claim",
+                pod.name, pod.name
+            ),
+        )),
+        _ => None,
     }
 }
 
@@ -111,15 +150,19 @@ fn failure(job: &SeenJob, reason: &str, message: &str) -> Trouble {
         0 | 1 => String::new(),
         tries => format!(" (after {tries} tries)"),
     };
-    if let Some(outcome) = pod.end.as_ref().and_then(|end| read_outcome(&end.message))
-        && outcome.code != Code::Done
-    {
-        return Trouble::new(&outcome.reason, format!("{}{tries}", outcome.message));
+    if let Some(word) = worker_word(pod) {
+        return Trouble::new(&word.reason, format!("{}{tries}", word.message));
     }
-    kubelet_reason(pod, &tries)
+    kubelet_word(pod, &tries)
 }
 
-fn kubelet_reason(pod: &SeenPod, tries: &str) -> Trouble {
+/// The worker's own word about its failure.
+fn worker_word(pod: &SeenPod) -> Option<Trouble> {
+    let outcome = read_outcome(&pod.end.as_ref()?.message).filter(|outcome| outcome.code != Code::Done)?;
+    Some(Trouble::new(&outcome.reason, outcome.message))
+}
+
+fn kubelet_word(pod: &SeenPod, tries: &str) -> Trouble {
     let name = &pod.name;
     match (&pod.end, pod.reason.as_deref()) {
         (_, Some("Evicted")) => Trouble::new(

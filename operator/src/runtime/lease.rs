@@ -130,6 +130,7 @@ impl Elector {
             let Some(left) = self
                 .held_since
                 .and_then(|since| (since + self.timing.deadline()).checked_duration_since(Instant::now()))
+                .filter(|left| !left.is_zero())
             else {
                 return Err(Lost::Expired);
             };

@@ -324,6 +324,10 @@ impl World {
             return;
         }
         let metadata = &mut object["metadata"];
+        let namespace = key.split("/namespaces/").nth(1).and_then(|rest| rest.split_once('/'));
+        if let Some((namespace, _)) = namespace {
+            metadata["namespace"] = json!(namespace);
+        }
         metadata["resourceVersion"] = json!(self.clock.to_string());
         if metadata["uid"].is_null() {
             metadata["uid"] = json!(format!("uid-{}", self.clock));

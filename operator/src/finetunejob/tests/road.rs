@@ -2,6 +2,7 @@
 //! that fail or vanish, and with nothing written once there is nothing left to do.
 
 use crate::finetunejob::step::WorkerStep;
+use crate::finetunejob::sweep::sweep;
 use crate::finetunejob::{State, reconcile};
 use crate::runtime::Context;
 use crate::testing::builders::{TestClock, context, finetune_job, hub_config};
@@ -372,6 +373,26 @@ async fn the_same_digest_again_is_no_new_version_and_another_one_comes_after_it(
     drive(&lab).await;
     assert_eq!(lab.api.get(&name).unwrap(), first);
     assert_eq!(lab.api.paths("/modelversions/").len(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_job_without_a_job_is_let_go() {
+    let lab = Lab::new(|_| {});
+    lab.passes(2).await;
+    let path = Lab::worker(WorkerStep::Finetune);
+    let look = || async {
+        let worker = serde_json::from_value(lab.api.get(&path).unwrap()).unwrap();
+        sweep(&worker, &lab.ctx).await.unwrap();
+    };
+    lab.api.clear_writes();
+    look().await;
+    assert_eq!(lab.api.writes(), [], "its job is there");
+    // Someone takes the finalizer off by force, and the job goes at once.
+    lab.api.change(JOB, |job| job["metadata"]["finalizers"] = json!([]));
+    lab.api.delete(JOB);
+    look().await;
+    look().await;
+    assert_eq!(lab.api.get(&path), None);
 }
 
 /// What the world does between two passes.

@@ -5,7 +5,7 @@ use crate::finetunejob::plan::{Facts, Plan, Stage, Step, plan};
 use crate::finetunejob::progress::read_progress;
 use crate::finetunejob::step::WorkerStep;
 use crate::finetunejob::validate::{Validated, validate};
-use crate::finetunejob::verdict::{Trouble, Verdict, read_outcome, verdict};
+use crate::finetunejob::verdict::{Trouble, Verdict, read_outcome, slow_start, verdict};
 use crate::finetunejob::{build, status};
 use crate::runtime::Wake;
 use crate::testing::builders::{finetune_job, hub_config};
@@ -183,6 +183,32 @@ fn a_verdict_never_trusts_a_message_further_than_the_exit_code() {
 }
 
 #[test]
+fn a_step_that_waits_says_what_for() {
+    let mut job = ended(JobEnd::Complete, vec![]);
+    job.end = None;
+    job.created = Some(at(0));
+    assert_eq!(slow_start(&job, at(60)), None);
+    assert_eq!(slow_start(&job, at(61)).unwrap().reason, "NoPod");
+    let lost = serde_json::to_string(&Outcome::new(Code::Transient, "SourceUnreachable", "s3 is away")).unwrap();
+    job.pods.push(pod(&lost, 3, "Error"));
+    let Verdict::Running(Some(trouble)) = verdict(&job) else {
+        panic!()
+    };
+    assert_eq!(trouble.message, "try 2 after SourceUnreachable: s3 is away");
+    job.pods.push(SeenPod {
+        created: Some(at(10)),
+        starting: true,
+        ..SeenPod::default()
+    });
+    assert_eq!(slow_start(&job, at(71)).unwrap().reason, "PodNotStarting");
+    job.pods[1].trouble = Some(Trouble::new("ImagePullBackOff", "no such image"));
+    let Verdict::Running(Some(trouble)) = verdict(&job) else {
+        panic!()
+    };
+    assert_eq!(trouble.reason, "ImagePullBackOff");
+}
+
+#[test]
 fn outcomes_are_checked_word_by_word() {
     let with = |key: &str, value: serde_json::Value| {
         let mut outcome = json!({ "code": "Done", "reason": "Done", "summary": super::road::summary() });
@@ -308,7 +334,7 @@ fn a_status_follows_kstatus_and_keeps_still() {
         first,
         "time alone changes nothing"
     );
-    plan.stage = Stage::Failed(Trouble::new("OneClassOnly", "m"));
+    plan.stage = Stage::Failed(Trouble::new("OneClass", "m"));
     let failed = status::status(&stored, &seen, &plan, at(9));
     assert_eq!(types(&failed), ["Succeeded", "Stalled", "DataReady"]);
     assert_eq!(failed.finished_at, Some(Time(at(9))));
