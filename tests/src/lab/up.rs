@@ -8,6 +8,7 @@ use super::state::{Ledger, State, lock};
 use super::topology::{ClusterSpec, HUB};
 use super::{clean, controlplane, net, node, services, wait_ready};
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +16,11 @@ use std::time::Duration;
 /// Longest wait for any one condition.
 const DEADLINE: Duration = Duration::from_mins(2);
 
-/// Brings the given clusters up, from nothing, and returns how long it took.
+/// Brings the given clusters up, from nothing, and returns how long it took. `held` is the lock, where the caller has it.
 ///
 /// # Errors
 /// When a step fails; what was made stays for a look at its logs, and the next `up` or `down` removes it.
-pub async fn up(paths: &Paths, clusters: &[ClusterSpec]) -> Result<Duration> {
+pub async fn up(paths: &Paths, clusters: &[ClusterSpec], held: Option<File>) -> Result<Duration> {
     super::install_crypto();
     check(paths)?;
     let nodes: u64 = clusters.iter().map(|c| u64::from(c.nodes)).sum();
@@ -28,7 +29,7 @@ pub async fn up(paths: &Paths, clusters: &[ClusterSpec]) -> Result<Duration> {
     let (ledger, held) = {
         let (paths, clusters, steps) = (paths.clone(), clusters.to_vec(), steps.clone());
         blocking(move || {
-            let held = lock(&paths)?;
+            let held = held.map_or_else(|| lock(&paths), Ok)?;
             clean::clear(&paths)?;
             steps.done("what was left is cleared");
             std::fs::create_dir_all(paths.lab())?;
