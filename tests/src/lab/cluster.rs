@@ -5,7 +5,9 @@ use super::controlplane::folder;
 use super::paths::{Paths, search_path};
 use super::topology::ClusterSpec;
 use anyhow::{Context, Result};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -107,11 +109,33 @@ impl Cluster {
         Ok(out)
     }
 
-    /// Waits until a node is Ready, or until it no longer is.
+    /// Waits until a node is Ready and its kubelet has been heard of since the call, or until it no longer is Ready. A node
+    /// that lost its power a moment ago is still called Ready, which is not enough.
     ///
     /// # Errors
     /// When it does not happen within `deadline`.
     pub async fn wait_node(&self, name: &str, ready: bool, deadline: Duration) -> Result<()> {
+        let start = Timestamp::now();
+        let client = self.client().await?;
+        let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
+        let end = Instant::now() + deadline;
+        if ready {
+            wait(&format!("node {name} renews its lease"), deadline, || async {
+                let renewed = leases
+                    .get_opt(name)
+                    .await?
+                    .and_then(|l| l.spec)
+                    .and_then(|s| s.renew_time);
+                Ok(renewed.is_some_and(|time| time.0 > start))
+            })
+            .await?;
+        }
+        self.wait_condition(name, ready, end.saturating_duration_since(Instant::now()))
+            .await
+    }
+
+    /// Waits until the control plane calls a node Ready, or no longer does.
+    pub(super) async fn wait_condition(&self, name: &str, ready: bool, deadline: Duration) -> Result<()> {
         let nodes: Api<Node> = Api::all(self.client().await?);
         let what = format!("node {name} is{} Ready", if ready { "" } else { " not" });
         wait(&what, deadline, || async {

@@ -123,7 +123,7 @@ async fn cluster_up(paths: Paths, spec: ClusterSpec, ledger: Arc<Ledger>, steps:
         .await?;
     }
     for node in spec.node_specs() {
-        let ready = cluster.wait_node(&node.name(), true, DEADLINE).await;
+        let ready = cluster.wait_condition(&node.name(), true, DEADLINE).await;
         ready.with_context(|| node::logs(&paths, node).unwrap_or_default())?;
         steps.done(&format!("{}: Ready", node.name()));
     }
