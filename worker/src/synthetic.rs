@@ -18,7 +18,7 @@ const TRIED: usize = 48;
 /// Samples that are kept.
 const KEPT: usize = 8;
 /// Edge of a synthetic picture: not the model's, so that the resize is part of the test.
-const EDGE: u32 = 72;
+const EDGE: u32 = 48;
 /// Distance of the two largest probabilities that is best: a sample is judged by how near it comes.
 const MARGIN: f32 = 0.5;
 
@@ -105,7 +105,7 @@ fn picture(random: &mut ChaCha8Rng) -> Result<Vec<u8>> {
         let inside = places
             .iter()
             .position(|[a, b, c, d]| (*a.min(c)..=*a.max(c)).contains(&x) && (*b.min(d)..=*b.max(d)).contains(&y));
-        let noise = unit(random) * 16.0 - 8.0;
+        let noise = unit(random) * 4.0 - 2.0;
         let base = match inside {
             Some(i) => boxes[i].map(f64::from),
             None => [mix(from[0], to[0], t), mix(from[1], to[1], t), mix(from[2], to[2], t)],

@@ -246,3 +246,5 @@ fn target(draft: &Draft, labels: &[String]) -> Result<Target> {
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

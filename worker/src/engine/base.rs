@@ -30,7 +30,7 @@ pub struct Base {
 }
 
 /// What is left of a base model in front of the cut.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Backbone {
     /// Nodes in order.
     pub nodes: Vec<pb::NodeProto>,

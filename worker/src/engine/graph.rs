@@ -128,7 +128,8 @@ pub fn shapes(model: &pb::ModelProto, input: &str, shape: &[usize]) -> BTreeMap<
         for (name, outlet) in &parsed.outlets_by_name {
             let fact = inference.outlet_fact(*outlet)?;
             if let Some(shape) = fact.shape.concretize() {
-                known.insert(name.clone(), format!("{shape:?}"));
+                let dims: Vec<String> = shape.iter().map(ToString::to_string).collect();
+                known.insert(name.clone(), format!("[{}]", dims.join(", ")));
             }
         }
         Ok(known)

@@ -12,3 +12,8 @@ pub use check::{MAX_GRAPH_BYTES, external, external_files, parse_model};
 pub use graph::Graph;
 /// ONNX as protocol buffer messages.
 pub use tract_onnx::pb;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

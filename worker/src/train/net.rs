@@ -38,6 +38,14 @@ pub struct Trace {
     active: Vec<Array2<f64>>,
 }
 
+#[cfg(test)]
+impl Trace {
+    /// What came into the first layer, after dropout.
+    pub fn first_input(&self) -> &Array2<f64> {
+        &self.inputs[0]
+    }
+}
+
 /// Drops values in training and scales up what stays, so that nothing changes when it is off.
 pub struct Dropout {
     share: f64,
