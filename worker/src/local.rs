@@ -4,7 +4,7 @@
 use crate::artifact::pack;
 use crate::config::Job;
 use crate::error::{INVALID_JOB, Result, WorkerError};
-use crate::finetune::{blocking, build, fetch};
+use crate::finetune::{Fetched, blocking, build, fetch};
 use crate::gates::Verdict;
 use crate::progress::Tracker;
 use crate::validate::{Candidate, evaluate};
@@ -33,6 +33,17 @@ pub struct Local {
 /// Runs `job` into the folder `out`, whose `version` and `report` must not be there yet. `program` is the worker's own
 /// binary, for the self-test's child.
 pub async fn run(job: Job, out: &Path, program: Option<PathBuf>, tracker: Tracker) -> Result<Local> {
+    std::fs::create_dir_all(out).map_err(|e| WorkerError::io("making", out, &e))?;
+    let scratch = tempfile::tempdir_in(out).map_err(|e| WorkerError::io("making", out, &e))?;
+    let fetched = fetch(&job, scratch.path(), true, true, &tracker).await?;
+    let (out, work) = (out.to_owned(), tracker.clone());
+    let result = blocking(move || make(&job, &fetched, &out, program.as_deref(), &work)).await;
+    tracker.finish();
+    result
+}
+
+/// Makes version and report from files that are on this machine.
+fn make(job: &Job, fetched: &Fetched, out: &Path, program: Option<&Path>, tracker: &Tracker) -> Result<Local> {
     let (version, report) = (out.join(VERSION), out.join(REPORT));
     for folder in [&version, &report] {
         if folder.exists() {
@@ -43,34 +54,25 @@ pub async fn run(job: Job, out: &Path, program: Option<PathBuf>, tracker: Tracke
         }
     }
     std::fs::create_dir_all(out).map_err(|e| WorkerError::io("making", out, &e))?;
-    let scratch = tempfile::tempdir_in(out).map_err(|e| WorkerError::io("making", out, &e))?;
-    let fetched = fetch(&job, scratch.path(), true, true, &tracker).await?;
     // Whole or not at all: the version gets its name when it is done.
+    let scratch = tempfile::tempdir_in(out).map_err(|e| WorkerError::io("making", out, &e))?;
     let draft = scratch.path().join("draft");
-    let result = blocking({
-        let tracker = tracker.clone();
-        move || {
-            std::fs::create_dir_all(&draft).map_err(|e| WorkerError::io("making", &draft, &e))?;
-            let (built, data) = build(&job, &fetched, &draft, &tracker)?;
-            let digest = pack(&draft)?.digest();
-            std::fs::rename(&draft, &version).map_err(|e| WorkerError::io("naming", &version, &e))?;
-            let candidate = Candidate {
-                dir: &version,
-                digest: &digest,
-                program: program.as_deref(),
-            };
-            let (verdict, summary) = evaluate(&job, &candidate, &data, &report, &tracker)?;
-            Ok(Local {
-                digest,
-                data_manifest: built.data_manifest,
-                verdict,
-                summary,
-            })
-        }
+    std::fs::create_dir_all(&draft).map_err(|e| WorkerError::io("making", &draft, &e))?;
+    let (built, data) = build(job, fetched, &draft, tracker)?;
+    let digest = pack(&draft)?.digest();
+    std::fs::rename(&draft, &version).map_err(|e| WorkerError::io("naming", &version, &e))?;
+    let candidate = Candidate {
+        dir: &version,
+        digest: &digest,
+        program,
+    };
+    let (verdict, summary) = evaluate(job, &candidate, &data, &report, tracker)?;
+    Ok(Local {
+        digest,
+        data_manifest: built.data_manifest,
+        verdict,
+        summary,
     })
-    .await;
-    tracker.finish();
-    result
 }
 
 impl Local {
@@ -97,3 +99,6 @@ impl Local {
         text
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,7 @@ fn gradients_are_slopes() {
             let (_, gradient) = loss::of_rows(kind, &logits, &y, &[0, 1], &[1.0, 2.5], &no_scale());
             let gradients = net.backward(&trace, gradient);
             let step = 1e-6;
-            for layer in 0..net.layers.len() {
+            for (layer, analytic) in gradients.iter().enumerate() {
                 for i in 0..net.layers[layer].w.len() {
                     let slope = |sign: f64| {
                         let mut moved = net.clone();
@@ -55,7 +55,7 @@ fn gradients_are_slopes() {
                         value(&moved)
                     };
                     let want = (slope(1.0) - slope(-1.0)) / (2.0 * step);
-                    let got = gradients[layer].w.iter().nth(i).unwrap();
+                    let got = analytic.w.iter().nth(i).unwrap();
                     assert!(
                         (got - want).abs() < 1e-6 * (1.0 + want.abs()),
                         "{kind:?} {activation:?} w {got} {want}"
@@ -68,7 +68,7 @@ fn gradients_are_slopes() {
                         value(&moved)
                     };
                     let want = (slope(1.0) - slope(-1.0)) / (2.0 * step);
-                    let got = gradients[layer].b[i];
+                    let got = analytic.b[i];
                     assert!(
                         (got - want).abs() < 1e-6 * (1.0 + want.abs()),
                         "{kind:?} {activation:?} b {got} {want}"
@@ -101,7 +101,7 @@ fn losses_by_hand_and_without_overflow() {
             array![[-1000.0, 0.0]],
             Targets::Classes(vec![0]),
         ),
-        (1000.0 + 2f64.ln()) / 2.0,
+        f64::midpoint(1000.0, 2f64.ln()),
     );
     near(
         one(Loss::MeanSquaredError, array![[3.0]], Targets::Values(vec![1.0])),
@@ -172,8 +172,8 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
         seen,
         "the same place, the same noise"
     );
-    let mut next = net::Dropout::new(0.3, 5, 1, 1);
-    assert_ne!(net.forward(&x, Some(&mut next)).1.first_input(), seen);
+    let mut other = net::Dropout::new(0.3, 5, 1, 1);
+    assert_ne!(net.forward(&x, Some(&mut other)).1.first_input(), seen);
 }
 
 #[test]
