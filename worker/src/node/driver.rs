@@ -145,10 +145,22 @@ impl<M: Models> Driver<M> {
                 }
             }
         };
+        // A version on trial is judged also while the next one is on its way.
+        let condemned = async {
+            loop {
+                tokio::time::sleep(TRIAL_PERIOD).await;
+                let plan = plan(self.order().as_ref(), &self.journal, &self.facts(), Timestamp::now());
+                if matches!(&plan.step, Some(Step::Refuse { digest, .. }) if self.journal.active.as_ref() == Some(digest))
+                {
+                    return;
+                }
+            }
+        };
         let mut stopping = self.shared.stopping.subscribe();
         tokio::select! {
             result = work => Some(result),
             () = overtaken => None,
+            () = condemned => None,
             _ = stopping.wait_for(|stop| *stop) => None,
         }
     }

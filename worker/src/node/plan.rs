@@ -152,8 +152,8 @@ pub fn plan(order: Option<&ModelOrder>, journal: &Journal, facts: &Facts, now: T
         return towards(wanted, journal, facts, now);
     }
     // The wanted version is bad. What serves goes on serving, unless it is that one.
-    if journal.active.is_some() && !active_is_bad {
-        return keep_serving(journal, facts, now).unwrap_or_default();
+    if let Some(active) = journal.active.as_ref().filter(|_| !active_is_bad) {
+        return keep_serving(journal, facts, now).unwrap_or_else(|| judge(active, journal, facts, now));
     }
     match journal.fallback().filter(|fallback| !refused(&fallback.digest)) {
         Some(fallback) => {
@@ -189,7 +189,7 @@ fn ready(digest: &Digest, journal: &Journal, facts: &Facts) -> bool {
 fn stand_in(journal: &Journal, facts: &Facts) -> Option<Step> {
     let fallback = journal.fallback()?;
     let good = !journal.refused.contains_key(&fallback.digest) && ready(&fallback.digest, journal, facts);
-    good.then(|| Step::Activate(fallback.digest.clone()))
+    good.then(|| load(&fallback.digest, journal))
 }
 
 /// What serves, served: loads it after a start. None where it already serves.
@@ -199,7 +199,21 @@ fn keep_serving(journal: &Journal, facts: &Facts, now: Timestamp) -> Option<Plan
         return None;
     }
     let record = journal.records.get(active)?;
-    Some(prepare(&record.source, record, facts, now).unwrap_or_else(|| Plan::step(Step::Activate(active.clone()))))
+    if let Some(plan) = prepare(&record.source, record, facts, now) {
+        return Some(plan);
+    }
+    Some(Plan::step(load(active, journal)))
+}
+
+/// Loads a version, after its trial mark where it has not proven itself yet: also one whose mark was written over by the
+/// next version, before the process ended.
+fn load(digest: &Digest, journal: &Journal) -> Step {
+    let marked = journal.trial.as_ref().is_some_and(|trial| trial.digest == *digest);
+    if marked || journal.proven.contains(digest) {
+        Step::Activate(digest.clone())
+    } else {
+        Step::MarkTrial(digest.clone())
+    }
 }
 
 /// Bytes and self-test of a checked version. None where both are there.
@@ -233,9 +247,17 @@ fn towards(source: &Source, journal: &Journal, facts: &Facts, now: Timestamp) ->
         .as_ref()
         .is_some_and(|active| !journal.refused.contains_key(active))
         && let Some(plan) = keep_serving(journal, facts, now)
-        && matches!(plan.step, Some(Step::Activate(_)))
+        && matches!(plan.step, Some(Step::Activate(_) | Step::MarkTrial(_)))
     {
         return plan;
+    }
+    // What serves while the next version is on its way is still judged.
+    let on_trial = |active: &&Digest| facts.serving.as_ref() == Some(*active) && !journal.refused.contains_key(*active);
+    if let Some(active) = journal.active.as_ref().filter(on_trial) {
+        let verdict = judge(active, journal, facts, now);
+        if verdict.step.is_some() {
+            return verdict;
+        }
     }
     let Some(record) = journal.records.get(digest) else {
         let skipped = journal
@@ -254,11 +276,7 @@ fn towards(source: &Source, journal: &Journal, facts: &Facts, now: Timestamp) ->
     if let Some(plan) = prepare(source, record, facts, now) {
         return plan;
     }
-    let on_trial = journal.trial.as_ref().is_some_and(|trial| trial.digest == *digest);
-    if !journal.proven.contains(digest) && !on_trial {
-        return Plan::step(Step::MarkTrial(digest.clone()));
-    }
-    held(Step::Activate(digest.clone()), facts, now)
+    held(load(digest, journal), facts, now)
 }
 
 /// Whether the version fits this node. None where it does.
@@ -364,3 +382,7 @@ fn judge(digest: &Digest, journal: &Journal, facts: &Facts, now: Timestamp) -> P
         other => Plan::wake(other),
     }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -212,6 +212,8 @@ async fn answer(
         )
     };
     if length > MAX_BODY {
+        // Read and forgotten, within reason: a client that is still sending would not see the answer.
+        discard(body, 2 * MAX_BODY).await;
         return too_large();
     }
     let Ok(_held) = serving.held.try_acquire_many(length.div_ceil(1024) as u32) else {
@@ -245,6 +247,19 @@ async fn answer(
     let work = tokio::task::spawn_blocking(move || run(&shared, &served, &body, header));
     work.await
         .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "the inference was cut short"))
+}
+
+/// Reads at most `limit` bytes of a body and forgets them.
+async fn discard(body: Body, limit: usize) {
+    use futures::StreamExt;
+    let mut stream = body.into_data_stream();
+    let mut read = 0;
+    while let Some(Ok(piece)) = stream.next().await {
+        read += piece.len();
+        if read > limit {
+            return;
+        }
+    }
 }
 
 fn run(serving: &Serving, served: &Served, body: &[u8], header: Option<usize>) -> Response {
@@ -299,3 +314,7 @@ fn error(status: StatusCode, text: &str) -> Response {
     )
         .into_response()
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;
