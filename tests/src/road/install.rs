@@ -19,6 +19,11 @@ pub const SYSTEM: &str = "fleetune-system";
 /// Namespace of the example job and rollout.
 pub const SHOP: &str = "shop";
 
+/// Shorter than the charts' default of a minute, so that tests of cut links take seconds.
+fn heartbeat() -> Value {
+    json!({ "interval": "5s", "unreachableAfter": "20s" })
+}
+
 /// A signing key and its public half, PEM.
 pub struct Keys {
     /// PKCS#8.
@@ -103,6 +108,7 @@ impl Road {
             "hub": { "url": hub.server() },
             "signingKeys": [{ "name": "default", "secret": "fleetune-signing-key", "namespaces": ["*"] }],
             "defaultSigningKey": "default",
+            "heartbeat": heartbeat(),
         });
         self.helm_install("hub", "fleetune", "charts/fleetune", &values).await
     }
@@ -174,6 +180,7 @@ impl Road {
             "hub": { "kubeconfigSecret": "fleetune-hub" },
             "trustedKeys": [{ "name": "default", "publicKey": self.keys.public, "namespaces": ["*"] }],
             "node": { "service": { "nodePort": 30080 } },
+            "heartbeat": heartbeat(),
         });
         self.helm_install(cluster, "fleetune-edge", "charts/fleetune-edge", &values)
             .await
