@@ -15,8 +15,9 @@ use fleetune_crds::{FineTuneJobStatus, GATES_PASSED};
 use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
 
-/// How often the pod of a running step is looked at.
-pub const POLL: Duration = Duration::from_secs(5);
+/// How often the pod of a running step is looked at: with its jitter, two looks are a little longer than the five
+/// seconds between two writes of progress.
+pub const POLL: Duration = Duration::from_millis(2750);
 
 /// One thing to do; `apply` does them in order and stops at the first error.
 #[derive(Clone, Debug, PartialEq, Eq)]
