@@ -131,9 +131,16 @@ pub fn start(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
     .boxed())
 }
 
-async fn stop(one: Running) {
+impl Drop for Running {
+    /// Whoever drops the pool has lost the right to write: no edge controller outlives it.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn stop(mut one: Running) {
     one.stop.trigger();
-    if let Err(error) = one.task.await {
+    if let Err(error) = (&mut one.task).await {
         tracing::error!(%error, "an edge controller failed");
     }
 }
