@@ -1,7 +1,7 @@
 //! Rollouts over real API servers: a hub and two device clusters, one Pull, one Push, each component with exactly the
 //! rights of the access table. No kubelet runs here: Nodes and runtime pods are objects, and the runtimes' part is played
 //! by the node of the model cluster, which writes EdgeNode statuses as the runtime would.
-#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::too_many_lines)] // Helpers of a test may end it; one story is one test.
 
 use anyhow::{Context, Result, bail};
 use fleetune_crds::access::{Actor, GRANTS, Scope};
