@@ -25,6 +25,10 @@ pub enum Command {
     Publish(Publish),
     /// Keeps, tests and serves the models of one edge node.
     Node(Node),
+    /// Prints what is in a version or an ONNX file.
+    Inspect(Inspect),
+    /// Writes a version as one self-contained ONNX file.
+    Export(Export),
     /// Gives the store's folder on a node to the runtime's user; runs before the runtime.
     PrepareStore(PrepareStore),
     /// Runs a version's self-test in this process; the node runtime starts it as a child.
@@ -75,6 +79,22 @@ pub struct Publish {
     /// The signing key, PKCS#8 PEM.
     #[arg(long, default_value = names::KEY_FILE)]
     pub key: PathBuf,
+}
+
+/// Options of `inspect`.
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// A version's directory, `oci://HOST/PATH:TAG` or `oci://HOST/PATH@sha256:…`, or an `.onnx` file.
+    pub target: String,
+}
+
+/// Options of `export`.
+#[derive(Args, Debug)]
+pub struct Export {
+    /// The version's directory.
+    pub dir: PathBuf,
+    /// The file to write.
+    pub out: PathBuf,
 }
 
 /// Options of `node`.

@@ -10,7 +10,7 @@ use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
 use fleetune_worker::progress::{self, Tracker};
 use fleetune_worker::registry::Registry;
 use fleetune_worker::version::Version;
-use fleetune_worker::{finetune, local, node, publish, selftest, validate};
+use fleetune_worker::{export, finetune, inspect, local, node, publish, selftest, validate};
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -36,6 +36,8 @@ fn main() -> ExitCode {
         },
         Command::Validate(args) => last_words(block_on(run_validate(args))),
         Command::Publish(args) => last_words(block_on(run_publish(&args))),
+        Command::Inspect(args) => exit(block_on(inspect::run(&args.target)).and_then(|text| print(text.trim_end()))),
+        Command::Export(args) => exit(run_export(&args)),
         Command::Node(args) => exit(run_node(args)),
         Command::PrepareStore(args) => exit(fleetune_worker::prepare_store::run(&args.path, args.uid)),
         Command::Selftest(args) => exit(run_selftest(&args)),
@@ -156,6 +158,11 @@ async fn run_publish(args: &cli::Publish) -> Result<Outcome> {
     };
     let registry = Registry::from_env()?;
     publish::run(&registry, &job, &order, &args.key).await
+}
+
+fn run_export(args: &cli::Export) -> Result<()> {
+    let bytes = export::run(&args.dir, &args.out)?;
+    print(&format!("{}: {bytes} bytes", args.out.display()))
 }
 
 fn run_node(args: cli::Node) -> Result<()> {

@@ -9,7 +9,7 @@ mod names;
 
 pub use base::{Backbone, Base};
 pub use check::{MAX_GRAPH_BYTES, external, external_files, parse_model};
-pub use graph::Graph;
+pub use graph::{Graph, knows};
 /// ONNX as protocol buffer messages.
 pub use tract_onnx::pb;
 
