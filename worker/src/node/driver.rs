@@ -224,6 +224,7 @@ impl<M: Models> Driver<M> {
                     return Done::Dropped;
                 };
                 if let Some(held) = self.learn(&mut journal, digest, verdict, now) {
+                    self.commit(journal).await;
                     return held;
                 }
             }

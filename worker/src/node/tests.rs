@@ -34,6 +34,8 @@ const ERRS: &str = "-1";
 const SLOW: &str = "-2";
 /// Fails its self-test.
 const UNTRUE: &str = "-3";
+/// Finds no room for its self-test.
+const LARGE: &str = "-4";
 
 impl Predictor for Echo {
     fn description(&self) -> Description {
@@ -92,6 +94,12 @@ impl Models for Echoes {
         if text == UNTRUE {
             return Verdict::Failed {
                 reason: "SelfTestFailed",
+                message: "as told".into(),
+            };
+        }
+        if text == LARGE {
+            return Verdict::Skipped {
+                reason: "BudgetExceeded",
                 message: "as told".into(),
             };
         }
@@ -387,6 +395,54 @@ async fn a_newer_format_is_skipped() {
     node.order(order(1, Some(&one), None, "0s"));
     let state = node.until("skipped", |s| s.state == VersionState::Skipped).await;
     assert_eq!(state.reason, "UnsupportedFormat");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_a_version_is_skipped_and_what_serves_stays() {
+    let site = Site::new().await;
+    let (one, large) = (site.publish("1").await, site.publish(LARGE).await);
+    let node = site.start(&Echoes::default(), "b1", "boot");
+    node.order(order(1, Some(&one), None, "0s"));
+    node.until("proven", |s| s.state == VersionState::Proven).await;
+    node.order(order(2, Some(&large), Some(&one), "0s"));
+    let state = node.until("skipped", |s| s.state == VersionState::Skipped).await;
+    assert_eq!(
+        (state.reason.as_str(), state.active.as_ref()),
+        ("BudgetExceeded", Some(&one.digest))
+    );
+    assert_eq!(node.ask(), Ok(1.0));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_models_do_not_touch_each_other() {
+    let site = Site::new().await;
+    let (one, two) = (site.publish("1").await, site.publish("2").await);
+    let node = site.start(&Echoes::default(), "b1", "boot");
+    node.order(order(1, Some(&one), None, "0s"));
+    node.until("proven", |s| s.state == VersionState::Proven).await;
+    let before = node.state();
+    // Signed for another model: refused there, no matter here.
+    node.shared.orders.send_modify(|orders| {
+        orders
+            .models
+            .insert("shop/coats".into(), order(1, Some(&two), None, "0s"));
+    });
+    let other = || node.shared.states.borrow().get("shop/coats").map(|state| state.state);
+    while other() != Some(VersionState::Failed) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut remove = order(2, None, None, "0s");
+    remove.state = OrderState::Remove;
+    node.shared.orders.send_modify(|orders| {
+        orders.models.insert("shop/coats".into(), remove);
+    });
+    while other() != Some(VersionState::Removed) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.state(), before);
+    assert_eq!(node.ask(), Ok(1.0));
     node.stop().await;
 }
 
