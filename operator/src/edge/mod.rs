@@ -102,3 +102,6 @@ async fn with_hub(ctx: &Context<EdgeConfig>, metrics: &Arc<EdgeMetrics>, text: &
     };
     tokio::join!(run::run(edge), switch);
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,3 +243,6 @@ async fn observe(
             .collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;

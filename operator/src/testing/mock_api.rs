@@ -225,9 +225,11 @@ impl World {
             .objects
             .iter()
             .filter(|(key, _)| {
-                key.strip_prefix(path)
-                    .and_then(|k| k.strip_prefix('/'))
-                    .is_some_and(|k| !k.contains('/'))
+                let of = |key: &str| {
+                    let name = key.strip_prefix(path).and_then(|k| k.strip_prefix('/'));
+                    name.is_some_and(|k| !k.contains('/'))
+                };
+                of(key) || of(&without_namespace(key))
             })
             .map(|(_, object)| object)
             .filter(|object| selects(query, object))
@@ -339,6 +341,16 @@ impl World {
             metadata["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
         }
         self.objects.insert(key.to_owned(), object);
+    }
+}
+
+/// The path of an object as if it had no namespace, so that a collection of all namespaces holds it.
+fn without_namespace(key: &str) -> String {
+    match key.split_once("/namespaces/") {
+        Some((head, rest)) => rest
+            .split_once('/')
+            .map_or_else(String::new, |(_, rest)| format!("{head}/{rest}")),
+        None => String::new(),
     }
 }
 
