@@ -242,6 +242,11 @@ fn check(dir: &Path, data: &DataSet, validation: &Set, fitted: &Fitted) -> Resul
 
 /// Runs the step in a pod: makes the candidate and pushes it by digest.
 pub async fn run(job: Job, tracker: Tracker) -> Result<Outcome> {
+    run_with(&Registry::from_env()?, job, tracker).await
+}
+
+/// The same with a registry client of the caller's.
+pub async fn run_with(registry: &Registry, job: Job, tracker: Tracker) -> Result<Outcome> {
     let scratch = tempfile::tempdir().map_err(|e| WorkerError::io("making", &std::env::temp_dir(), &e))?;
     let dir = scratch.path().join("version");
     let fetched = fetch(&job, scratch.path(), false, true, &tracker).await?;
@@ -251,7 +256,7 @@ pub async fn run(job: Job, tracker: Tracker) -> Result<Outcome> {
         blocking(move || Ok((build(&job, &fetched, &dir, &tracker)?.0, dir))).await?
     };
     tracker.stage("push", 1);
-    let digest = Registry::from_env()?.push_candidate(&repository, &dir).await?;
+    let digest = registry.push_candidate(&repository, &dir).await?;
     tracker.add(1);
     tracker.finish();
     let mut outcome = Outcome::new(

@@ -17,11 +17,11 @@ use crate::report::{self, Confusion, Report};
 use crate::selftest::percentile;
 use crate::train::{Epoch, Targets, metrics};
 use crate::version::{LINEAGE, Version, read_bounded};
+use fleetune_crds::Metric;
 use fleetune_crds::common::{Decimal, Digest};
 use fleetune_crds::outcome::{Code, Outcome, Summary};
-use fleetune_crds::{Metric, Task};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Samples before the clock counts: the first ones find cold caches.
@@ -209,14 +209,24 @@ pub fn outcome(verdict: &Verdict, summary: Summary, report: Option<Digest>) -> O
 
 /// Runs the step in a pod: fetches the candidate and the data, evaluates, pushes the report.
 pub async fn run(job: Job, candidate: Digest, data_manifest: Digest, tracker: Tracker) -> Result<Outcome> {
-    debug_assert!(matches!(job.spec.task, Task::Classification | Task::Regression));
+    let program = std::env::current_exe().ok();
+    run_with(&Registry::from_env()?, job, candidate, data_manifest, program, tracker).await
+}
+
+/// The same with a registry client and a program of the caller's.
+pub async fn run_with(
+    registry: &Registry,
+    job: Job,
+    candidate: Digest,
+    data_manifest: Digest,
+    program: Option<PathBuf>,
+    tracker: Tracker,
+) -> Result<Outcome> {
     let scratch = tempfile::tempdir().map_err(|e| WorkerError::io("making", &std::env::temp_dir(), &e))?;
     let (dir, out) = (scratch.path().join("version"), scratch.path().join("report"));
-    let registry = Registry::from_env()?;
     let repository = job.spec.output.repository.clone();
     registry.fetch_version(&repository, &candidate, &dir).await?;
     let fetched = fetch(&job, scratch.path(), false, false, &tracker).await?;
-    let program = std::env::current_exe().ok();
     let (verdict, summary) = {
         let (out, tracker, candidate) = (out.clone(), tracker.clone(), candidate.clone());
         blocking(move || {

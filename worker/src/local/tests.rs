@@ -251,3 +251,71 @@ fn validate_refuses_a_candidate_of_another_job_and_data_that_changed() {
     );
     assert_eq!(refused.unwrap_err().reason(), INVALID_VERSION);
 }
+
+/// The folder of `files` over HTTP.
+async fn http(files: &Files) -> String {
+    let root = files.folder.path().to_owned();
+    let app = axum::Router::new().fallback(move |uri: axum::http::Uri| {
+        let path = root.join(uri.path().trim_start_matches('/'));
+        async move { std::fs::read(path).map_err(|_| axum::http::StatusCode::NOT_FOUND) }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}")
+}
+
+/// Both pods of a job, over a registry and a web server, and a local run: one digest.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_and_a_local_run_make_the_same_candidate() {
+    let registry = crate::registry::fake::Fake::start().await;
+    let files = picture_files("");
+    let server = http(&files).await;
+    let mut job = files.job.clone();
+    job.spec.base_model.uri = format!("{server}/model.onnx");
+    job.spec.dataset.uri = format!("{server}/data");
+    job.spec.output.repository = registry.repository();
+    let tracker = Tracker::new(false);
+    let trained = crate::finetune::run_with(&registry.client(), job.clone(), tracker.clone())
+        .await
+        .unwrap();
+    let (candidate, manifest) = (trained.digest.unwrap(), trained.data_manifest.unwrap());
+    let local = super::run(
+        files.job.clone(),
+        &files.folder.path().join("out"),
+        None,
+        Tracker::new(false),
+    )
+    .await
+    .unwrap();
+    assert_eq!(candidate, local.digest);
+    assert_eq!(manifest, local.data_manifest);
+    assert!(tracker.snapshot().metrics.contains_key("validation.macroF1"));
+
+    let validate = |manifest: Digest| {
+        let (client, job, candidate) = (registry.client(), job.clone(), candidate.clone());
+        async move { crate::validate::run_with(&client, job, candidate, manifest, None, Tracker::new(false)).await }
+    };
+    let judged = validate(manifest.clone()).await.unwrap();
+    assert_eq!(judged.reason, "Inconclusive");
+    assert_eq!(judged.code.exit(), 0, "a verdict is work done");
+    let report = judged.digest.unwrap();
+    let told = registry
+        .client()
+        .fetch_report(&registry.repository(), &report, &candidate)
+        .await
+        .unwrap();
+    assert_eq!(told["candidate"], candidate.as_str());
+    assert_eq!(judged.summary.unwrap().metrics, local.summary.metrics);
+
+    let pictures = pictures(61);
+    let list: Vec<(&str, &[u8])> = pictures.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();
+    std::fs::write(files.folder.path().join("data"), tar_of(&list)).unwrap();
+    assert_eq!(validate(manifest).await.unwrap_err().reason(), DATA_CHANGED);
+    job.spec.dataset.uri = format!("{server}/gone.tar");
+    let gone = crate::finetune::run_with(&registry.client(), job, tracker)
+        .await
+        .unwrap_err();
+    assert_eq!(gone.reason(), crate::error::NOT_FOUND);
+    assert!(gone.message().contains("spec.dataset.uri"), "{gone}");
+}

@@ -3,13 +3,15 @@
 use super::{Limits, retried, safe_path};
 use crate::error::{DENIED, INVALID_ADDRESS, NOT_FOUND, Result, UNREACHABLE, WorkerError};
 use futures::StreamExt;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path as Key};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::{ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path as Key};
 use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt;
 
 /// Objects that are read at the same time.
 const PARALLEL: usize = 8;
+/// Longest silence of a server.
+const READ_TIMEOUT: &str = "60 seconds";
 /// Most objects under a prefix.
 const MAX_OBJECTS: usize = 2_000_000;
 
@@ -74,11 +76,23 @@ fn client(bucket: &str) -> Result<AmazonS3> {
     ]
     .iter()
     .any(|name| std::env::var_os(name).is_some());
-    AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        // Without credentials the bucket is public; asking the machine for some would only hang.
-        .with_skip_signature(!signed)
+    let builder = || {
+        AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            // Without credentials the bucket is public; asking the machine for some would only hang.
+            .with_skip_signature(!signed)
+            // A large object takes as long as it takes; what ends a transfer is silence.
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), "7 days")
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout), READ_TIMEOUT)
+    };
+    builder()
         .build()
+        .or_else(|error| {
+            tracing::warn!(%error, "no certificates on this machine: only plain HTTP endpoints can be reached");
+            builder()
+                .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::NoSystemCertificates), "true")
+                .build()
+        })
         .map_err(|e| WorkerError::bad(INVALID_ADDRESS, format!("s3://{bucket}: {e}")))
 }
 
