@@ -164,7 +164,11 @@ pub fn verdict(evaluation: &Evaluation, samples: usize, gates: &[Check], budget:
         message: if few {
             format!("allowed though {samples} test rows are too few for a verdict")
         } else {
-            format!("{} gates hold on {samples} test rows", gates.len())
+            match gates.len() {
+                0 => format!("no gate is set; measured on {samples} test rows"),
+                1 => format!("the gate holds on {samples} test rows"),
+                n => format!("all {n} bounds hold on {samples} test rows"),
+            }
         },
     }
 }

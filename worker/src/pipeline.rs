@@ -496,3 +496,84 @@ pub fn json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     text.push(b'\n');
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::png;
+
+    fn pipeline(input: &str) -> Pipeline {
+        Pipeline::for_job(&serde_yaml::from_str(input).unwrap(), Task::Classification, 3).unwrap()
+    }
+
+    #[test]
+    fn pipelines_are_read_as_they_were_written() {
+        for input in ["{image: {size: 32}}", "{sensor: {window: 8, channels: 2}}"] {
+            let pipeline = pipeline(input);
+            assert_eq!(Pipeline::read(&pipeline.text().unwrap()).unwrap(), pipeline);
+        }
+    }
+
+    #[test]
+    fn a_contract_changes_with_input_and_labels_only() {
+        let labels = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let one = pipeline("{image: {size: 32}}");
+        let two = pipeline("{image: {size: 32, mean: '0', std: '1'}}");
+        let abc = labels(&["a", "b", "c"]);
+        assert_eq!(
+            one.contract(&abc).unwrap(),
+            two.contract(&abc).unwrap(),
+            "scaling is inside the graph"
+        );
+        assert_ne!(
+            one.contract(&abc).unwrap(),
+            one.contract(&labels(&["a", "c", "b"])).unwrap()
+        );
+        assert_ne!(
+            one.contract(&abc).unwrap(),
+            pipeline("{image: {size: 48}}").contract(&abc).unwrap()
+        );
+    }
+
+    #[test]
+    fn pictures_of_the_right_size_are_not_touched() {
+        let bytes = png(32, 32, |x, y| [x as u8, y as u8, 9]);
+        let Prepared::Pixels { data, .. } = pipeline("{image: {size: 32}}").prepare(Raw::Image(&bytes)).unwrap() else {
+            panic!()
+        };
+        assert_eq!(&data[..6], &[0, 0, 9, 1, 0, 9]);
+    }
+
+    #[test]
+    fn tensors_and_samples_of_another_form_are_refused() {
+        let (image, window) = (
+            pipeline("{image: {size: 32}}"),
+            pipeline("{sensor: {window: 4, channels: 2}}"),
+        );
+        assert_eq!(
+            window.prepare(Raw::Window(&[0.0; 7])).unwrap_err().reason(),
+            INVALID_SAMPLE
+        );
+        assert_eq!(
+            window.prepare(Raw::Window(&[f32::NAN; 8])).unwrap_err().reason(),
+            INVALID_SAMPLE
+        );
+        assert_eq!(window.prepare(Raw::Image(b"x")).unwrap_err().reason(), INVALID_SAMPLE);
+        assert_eq!(
+            image.prepare(Raw::Window(&[0.0; 8])).unwrap_err().reason(),
+            INVALID_SAMPLE
+        );
+        for (dtype, shape, bytes) in [
+            (Dtype::Uint8, vec![1, 2, 2, 3], 11),
+            (Dtype::Uint8, vec![1, 2, 2, 4], 16),
+            (Dtype::Uint8, vec![1, usize::MAX, 2, 3], 12),
+            (Dtype::Fp32, vec![1, 2, 4], 30),
+            (Dtype::Fp32, vec![2, 2, 4], 64),
+        ] {
+            let refused = Prepared::from_bytes(dtype, &shape, &vec![0; bytes]);
+            assert_eq!(refused.unwrap_err().reason(), INVALID_SAMPLE, "{shape:?}");
+        }
+        let other = Prepared::from_bytes(Dtype::Fp32, &[1, 2, 3], &[0; 24]).unwrap();
+        assert_eq!(window.admits(&other).unwrap_err().reason(), INVALID_SAMPLE);
+    }
+}

@@ -397,3 +397,60 @@ fn no_window_spans_a_hole_or_a_missing_value() {
         DATA_FORMAT
     );
 }
+
+/// The CSV table as Parquet: text, doubles and floats.
+fn parquet(csv: &str) -> Vec<u8> {
+    use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, FloatType};
+    use parquet::file::writer::SerializedFileWriter;
+    let mut lines = csv.lines();
+    let names: Vec<&str> = lines.next().unwrap().split(',').collect();
+    let rows: Vec<Vec<&str>> = lines.map(|l| l.split(',').collect()).collect();
+    let mut schema = "message table {".to_owned();
+    for (i, name) in names.iter().enumerate() {
+        let kind = ["BYTE_ARRAY", "FLOAT", "DOUBLE"][if i < 2 { 0 } else { 1 + i % 2 }];
+        let text = if i < 2 { " (UTF8)" } else { "" };
+        let _ = write!(schema, "required {kind} {name}{text};");
+    }
+    schema.push('}');
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(&schema).unwrap());
+    let mut bytes = Vec::new();
+    let mut file = SerializedFileWriter::new(&mut bytes, schema, std::sync::Arc::default()).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    for i in 0..names.len() {
+        let mut column = group.next_column().unwrap().unwrap();
+        let cells = rows.iter().map(|r| r[i]);
+        if i < 2 {
+            let values: Vec<ByteArray> = cells.map(ByteArray::from).collect();
+            column
+                .typed::<ByteArrayType>()
+                .write_batch(&values, None, None)
+                .unwrap();
+        } else if i % 2 == 0 {
+            let values: Vec<f32> = cells.map(|c| c.parse().unwrap()).collect();
+            column.typed::<FloatType>().write_batch(&values, None, None).unwrap();
+        } else {
+            let values: Vec<f64> = cells.map(|c| c.parse().unwrap()).collect();
+            column.typed::<DoubleType>().write_batch(&values, None, None).unwrap();
+        }
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    file.close().unwrap();
+    bytes
+}
+
+#[test]
+fn parquet_and_csv_give_the_same_rows() {
+    let csv = table(|_, _| {});
+    let bytes = parquet(&csv);
+    let (one, two) = (
+        read(&rows_job(""), csv.as_bytes()).unwrap(),
+        read(&rows_job(""), &bytes).unwrap(),
+    );
+    let seen = |d: &DataSet| format!("{:?}", d.rows);
+    assert_eq!(seen(&one), seen(&two));
+    let cut = read(&rows_job(""), &bytes[..bytes.len() / 2]).unwrap_err();
+    assert_eq!(cut.reason(), DATA_FORMAT);
+    let nan = parquet(&csv.replacen(",35\n", ",NaN\n", 1));
+    assert_eq!(read(&rows_job(""), &nan).unwrap_err().reason(), MISSING_VALUES);
+}
