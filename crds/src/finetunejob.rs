@@ -659,7 +659,7 @@ pub struct Budget {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// OCI repository, HOST[:PORT]/PATH without a tag.
+    /// OCI repository, `HOST[:PORT]/PATH` without a tag.
     #[schemars(
         length(min = 3, max = 255),
         regex(pattern = r"^[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$")

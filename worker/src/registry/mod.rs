@@ -164,7 +164,7 @@ impl From<RegistryError> for WorkerError {
 /// A repository of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Repository {
-    /// HOST[:PORT] of the registry.
+    /// `HOST[:PORT]` of the registry.
     pub host: String,
     /// The repository's path on it.
     pub path: String,

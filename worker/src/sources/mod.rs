@@ -135,7 +135,7 @@ pub fn safe_path(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Runs `attempt` until it succeeds, fails for good, or has failed [`ATTEMPTS`] times.
+/// Runs `attempt` until it succeeds, fails for good, or has failed `ATTEMPTS` times.
 pub async fn retried<T, F, Fut>(what: &str, mut attempt: F) -> Result<T>
 where
     F: FnMut() -> Fut,
