@@ -54,7 +54,21 @@ pub async fn build(lab: &Lab) -> Result<Built> {
 /// Runs cargo and returns the folder of the release binaries.
 fn compile() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    // Under `cargo test` the environment names this package. Build scripts that watch those names (ring's does) would run
+    // again, and everything above them would be built anew.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_")) {
+        command.env_remove(name);
+    }
+    for name in [
+        "CARGO_MANIFEST_DIR",
+        "CARGO_MANIFEST_PATH",
+        "CARGO_MANIFEST_LINKS",
+        "CARGO_PRIMARY_PACKAGE",
+    ] {
+        command.env_remove(name);
+    }
+    let status = command
         .current_dir(tree())
         .args([
             "build",
