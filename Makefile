@@ -9,7 +9,7 @@ export FLEETUNE_CACHE CARGO_TARGET_DIR
 LAB := $(CARGO_TARGET_DIR)/debug/lab
 DEMO := $(CARGO_TARGET_DIR)/debug/demo
 
-.PHONY: demo demo-down test check programs images crds
+.PHONY: demo demo-down test bench check programs images crds
 
 ## Brings up the lab, installs both charts, runs the example job and its rollout, and prints what came of it.
 demo: programs
@@ -37,6 +37,12 @@ check:
 
 programs:
 	cargo build --workspace --bins
+
+## Measures the road in the lab; prints a table and writes target/bench/road.json.
+bench: programs
+	$(LAB) tools
+	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
+	$(CARGO_TARGET_DIR)/debug/bench
 
 ## Builds the two images and prints their sizes.
 images: programs

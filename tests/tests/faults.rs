@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use fleetune_crds::{ModelRollout, ModelRolloutStatus, ModelVersion, RunState, names};
 use fleetune_tests::road::forge::{Change, Forge};
 use fleetune_tests::road::hammer::Hammer;
-use fleetune_tests::road::{Ask, Road, SHOP, apply, follow, on_the_road, rollout, rollout_done, samples};
+use fleetune_tests::road::{Ask, Road, SHOP, apply, follow, on_the_road, processes, rollout, rollout_done, samples};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use nix::sys::signal::{Signal, kill};
@@ -76,21 +76,7 @@ async fn end(rollouts: &Api<ModelRollout>, version: &ModelVersion) -> Result<Mod
 
 /// The process that runs `fleetune-operator hub` in the lab.
 fn operator() -> Result<Pid> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let Ok(arguments) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
-            continue;
-        };
-        let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-            continue;
-        };
-        if arguments.starts_with(b"/usr/bin/fleetune-operator\0hub\0") && groups.contains(":/lab/hub-1/") {
-            found.push(Pid::from_raw(pid));
-        }
-    }
+    let found = processes("fleetune-operator", "hub")?;
     ensure!(found.len() == 1, "one operator runs on the hub's node: {found:?}");
     Ok(found[0])
 }

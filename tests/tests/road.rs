@@ -6,7 +6,7 @@ use fleetune_crds::common::Decimal;
 use fleetune_crds::{Metric, ModelRollout, ModelVersion, RunState, VersionState, names};
 use fleetune_tests::road::forge::Forge;
 use fleetune_tests::road::hammer::Hammer;
-use fleetune_tests::road::{Ask, Road, SHOP, on_the_road, rollout, samples};
+use fleetune_tests::road::{Ask, NODES, Road, SHOP, on_the_road, rollout, samples};
 use fleetune_worker::pipeline::Raw;
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
@@ -16,8 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-const NODES: [&str; 4] = ["edge-a-1", "edge-a-2", "edge-b-1", "edge-b-2"];
 
 fn metric(version: &ModelVersion, metric: Metric) -> (f64, f64) {
     let summary = &version.spec.summary;
@@ -72,7 +70,7 @@ fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Re
 
         // The same model with another head: only the tuned weights differ.
         let forge = Forge::new(&road)?;
-        let before = fetched(&road).await?;
+        let before = road.node_series("fleetune_node_fetched_bytes_total").await?;
         let second = road
             .job_with(&first, "shirts-2", &json!({ "train": { "seed": 7, "epochs": 3 } }))
             .await?;
@@ -87,10 +85,11 @@ fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Re
             .collect::<Result<_>>()?;
         let done = road.roll(&plan, &second).await?;
         waves_in_order(&done, &[1, 2, 4], &[5, 3, 0])?;
-        let after = fetched(&road).await?;
+        let after = road.node_series("fleetune_node_fetched_bytes_total").await?;
         let back = road.roll(&plan, &first).await?;
-        waves_in_order(&back, &[1, 2, 4], &[5, 3, 0])?;
-        let last = fetched(&road).await?;
+        // Every node has proven that version already, so there is nothing to soak.
+        waves_in_order(&back, &[1, 2, 4], &[0, 0, 0])?;
+        let last = road.node_series("fleetune_node_fetched_bytes_total").await?;
         let versions: Vec<String> = [&first, &second]
             .iter()
             .map(|v| v.spec.source.digest.to_string())
@@ -191,25 +190,4 @@ async fn predictions_agree(road: &Road, version: &ModelVersion) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Bytes that each node's runtime has fetched so far, by its own counter.
-async fn fetched(road: &Road) -> Result<BTreeMap<String, f64>> {
-    let http = fleetune_tests::lab::http()?;
-    let mut bytes = BTreeMap::new();
-    for node in NODES {
-        let text = http
-            .get(format!("http://{}/metrics", road.lab.runtime_addr(node)?))
-            .send()
-            .await?
-            .text()
-            .await?;
-        let sum = text
-            .lines()
-            .filter(|line| line.starts_with("fleetune_node_fetched_bytes_total"))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum();
-        bytes.insert(node.to_owned(), sum);
-    }
-    Ok(bytes)
 }

@@ -1,7 +1,7 @@
 //! Seen from outside: Prometheus answers for every kind of series, and a converged system writes nothing.
 
-use anyhow::{Context, Result};
-use fleetune_tests::road::{Road, on_the_road, rollout};
+use anyhow::Result;
+use fleetune_tests::road::{on_the_road, rollout};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -43,16 +43,16 @@ fn converged_means_no_writes() -> Result<()> {
         road.roll(&rollout("shirts", &[("all", "100%", "0s")]), &version)
             .await?;
         // The last status writes of the rollout may still be on their way: quiet begins after five seconds without one.
-        let mut before = writes(&road).await?;
+        let mut before = road.writes().await?;
         for _ in 0..12 {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            let now = writes(&road).await?;
+            let now = road.writes().await?;
             if std::mem::replace(&mut before, now.clone()) == now {
                 break;
             }
         }
         tokio::time::sleep(Duration::from_mins(1)).await;
-        let after = writes(&road).await?;
+        let after = road.writes().await?;
         assert_eq!(before, after, "{:?}", difference(&before, &after));
         Ok(())
     })
@@ -63,39 +63,4 @@ fn difference(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> 
     changed
         .map(|(key, count)| format!("{key}: {} -> {count}", before.get(key).copied().unwrap_or_default()))
         .collect()
-}
-
-/// Write requests so far by cluster, verb and resource, for what our components write but Leases and events.
-async fn writes(road: &Road) -> Result<BTreeMap<String, u64>> {
-    let mut all = BTreeMap::new();
-    for cluster in road.lab.clusters() {
-        let text = cluster.kubectl(&["get", "--raw", "/metrics"]).await?;
-        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
-            let label = |name: &str| {
-                let start = line.find(&format!("{name}=\""))? + name.len() + 2;
-                Some(&line[start..start + line[start..].find('"')?])
-            };
-            let (Some(verb), Some(group), Some(resource)) = (label("verb"), label("group"), label("resource")) else {
-                continue;
-            };
-            let ours =
-                group == "fleetune.dev" || matches!(resource, "jobs" | "configmaps" | "secrets" | "rolebindings");
-            if ours && matches!(verb, "POST" | "PUT" | "PATCH" | "APPLY" | "DELETE") {
-                let count = line
-                    .rsplit(' ')
-                    .next()
-                    .and_then(|n| n.parse::<f64>().ok())
-                    .context("no number")?;
-                let key = format!(
-                    "{} {verb} {resource}/{}",
-                    cluster.name(),
-                    label("subresource").unwrap_or_default()
-                );
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                let count = count as u64;
-                *all.entry(key).or_insert(0) += count;
-            }
-        }
-    }
-    Ok(all)
 }

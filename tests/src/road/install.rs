@@ -13,11 +13,15 @@ use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::sync::OnceCell;
 
 /// Namespace of the operator, on every cluster.
 pub const SYSTEM: &str = "fleetune-system";
 /// Namespace of the example job and rollout.
 pub const SHOP: &str = "shop";
+
+/// The images, built and pushed once in a process.
+static BUILT: OnceCell<Built> = OnceCell::const_new();
 
 /// Shorter than the charts' default of a minute, so that tests of cut links take seconds.
 fn heartbeat() -> Value {
@@ -73,7 +77,7 @@ impl Road {
         show.step("lab: a hub and two device clusters");
         let lab = Lab::up_or_attach().await?;
         show.step("images: operator and worker");
-        let built = images::build(&lab).await?;
+        let built = BUILT.get_or_try_init(|| images::build(&lab)).await?.clone();
         let hub = lab.cluster("hub")?.client().await?;
         let keys = match secret_value(&hub, SYSTEM, "fleetune-signing-key", "key.pem").await? {
             Some(private) => Keys::of(private)?,
