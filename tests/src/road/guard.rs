@@ -30,6 +30,7 @@ where
         .build()?
         .block_on(async {
             let road = Road::ready(&mut Show::default()).await?;
+            road.clear().await?;
             test(road).await
         })
 }

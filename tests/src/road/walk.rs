@@ -4,7 +4,8 @@ use super::install::{Road, SHOP, apply, path};
 use super::{follow, job_done, rollout_done};
 use anyhow::{Context, Result, bail};
 use fleetune_crds::{EdgeNode, FineTuneJob, ModelRollout, ModelVersion, conditions};
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -86,6 +87,30 @@ impl Road {
         )
         .await?;
         Ok(rollouts.get(&name).await?)
+    }
+
+    /// Takes every model off the nodes again: deletes all rollouts with `deletionPolicy: Remove` and waits until the nodes
+    /// have unloaded. A test starts with nodes that have room.
+    ///
+    /// # Errors
+    /// When a rollout is still there after two minutes.
+    pub async fn clear(&self) -> Result<()> {
+        let rollouts = self.hub::<ModelRollout>().await?;
+        for rollout in rollouts.list(&ListParams::default()).await? {
+            let name = rollout.name_any();
+            let remove = json!({ "spec": { "deletionPolicy": "Remove" } });
+            rollouts
+                .patch(&name, &PatchParams::default(), &Patch::Merge(&remove))
+                .await?;
+            rollouts.delete(&name, &DeleteParams::default()).await?;
+            let gone = await_condition(rollouts.clone(), &name, |object: Option<&ModelRollout>| {
+                object.is_none()
+            });
+            tokio::time::timeout(Duration::from_mins(2), gone)
+                .await
+                .with_context(|| format!("{name} stays"))??;
+        }
+        Ok(())
     }
 
     /// The EdgeNodes of both device clusters.
