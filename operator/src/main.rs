@@ -31,14 +31,15 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the one place that finds the cluster this process runs in"
-)]
+/// The cluster that this process runs in, or the one of the environment's kubeconfig.
 async fn client() -> anyhow::Result<kube::Client> {
-    kube::Client::try_default()
+    let mut config = kube::Config::infer()
         .await
-        .context("no Kubernetes cluster is configured")
+        .context("no Kubernetes cluster is configured")?;
+    // Controllers and watches have their own backoff, with a bound. The library's hidden retries double their wait up to
+    // minutes inside one call, and a watch that is held so long after a restart of the API server is blind meanwhile.
+    config.default_retry = false;
+    kube::Client::try_from(config).context("no client for the cluster")
 }
 
 /// JSON lines in a cluster, short text elsewhere; on standard error.

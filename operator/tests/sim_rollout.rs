@@ -224,6 +224,18 @@ fn deleting_retains_and_the_next_rollout_adopts_and_returns_to_what_serves() {
 }
 
 #[test]
+fn a_new_rollout_of_the_version_that_serves_is_complete() {
+    let mut world = with_first();
+    world.delete_rollout();
+    world.settle(5, 100);
+    world.make_rollout("uid-2", &spec());
+    world.settle(5, 300);
+    assert_eq!(world.phase(), "Complete");
+    assert_eq!(world.status().run.unwrap().digest, digest(1));
+    all_serve(&world, 1);
+}
+
+#[test]
 fn removing_unloads_everywhere_and_goes_after_an_hour_if_a_cluster_is_away() {
     for cut in [false, true] {
         let mut world = with_first();

@@ -62,6 +62,9 @@ fn between_runs(p: &mut Planner<'_>) {
     };
     let digest = &version.source.digest;
     if p.next.proven.as_ref().is_some_and(|proven| proven.digest == *digest) {
+        if p.run().is_none() && p.ours().next().is_some() {
+            inherited(p, version);
+        }
         return;
     }
     let ended_alike =
@@ -96,6 +99,18 @@ fn between_runs(p: &mut Planner<'_>) {
         return;
     }
     start(p, version);
+}
+
+/// The version was inherited from placements without an owner, so the nodes have proven it already: a run without waves
+/// says so.
+fn inherited(p: &mut Planner<'_>, version: &Version) {
+    start(p, version);
+    let now = Time(p.now);
+    if let Some(run) = p.next.run.as_mut() {
+        run.state = RunState::Complete;
+        run.finished_at = Some(now);
+        run.message = "the nodes serve this version already".into();
+    }
 }
 
 /// Starts a run without a wave yet: its orders have zero counts, and from the answers the first wave is sized.
