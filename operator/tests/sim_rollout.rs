@@ -236,6 +236,23 @@ fn a_new_rollout_of_the_version_that_serves_is_complete() {
 }
 
 #[test]
+fn a_model_that_was_removed_can_be_rolled_out_again_although_nodes_remember_a_higher_epoch() {
+    let mut world = with_first();
+    world.calm = false;
+    world.edit(|spec| spec.deletion_policy = DeletionPolicy::Remove);
+    world.settle(5, 300);
+    world.delete_rollout();
+    for _ in 0..400 {
+        world.round();
+    }
+    assert!(world.devices.values().all(|d| d.placement.is_none()));
+    world.make_rollout("uid-2", &spec());
+    world.settle(5, 300);
+    assert_eq!(world.phase(), "Complete");
+    all_serve(&world, 1);
+}
+
+#[test]
 fn removing_unloads_everywhere_and_goes_after_an_hour_if_a_cluster_is_away() {
     for cut in [false, true] {
         let mut world = with_first();

@@ -133,6 +133,7 @@ pub fn compose(model: &Model<'_>, slots: &BTreeMap<String, i32>, permitted: bool
         return None;
     }
     fall_back(model, orders);
+    order_again(model, orders);
     if spec.state == PlacementState::Hold {
         return Some(Held::Hold);
     }
@@ -158,6 +159,22 @@ fn remove(model: &Model<'_>, orders: &mut Orders) {
                 ..model.order(None, None)
             };
             models.insert(model.key().to_owned(), order);
+        }
+    }
+}
+
+/// A node refuses an order that is older than the last one it remembers: the model was removed there once, and nobody but
+/// its disk knew by which epoch. Once the placement is above what the node names, it gets the same order again.
+fn order_again(model: &Model<'_>, orders: &mut Orders) {
+    let epoch = model.placement.object.spec.epoch;
+    for (node, models) in orders.iter_mut() {
+        let Some(order) = models.get_mut(model.key()) else {
+            continue;
+        };
+        let forgotten = |s: &ModelState| s.state == VersionState::Removed && s.epoch > order.epoch;
+        if order.state == OrderState::Serve && model.state(node).is_some_and(forgotten) {
+            order.epoch = epoch;
+            order.picked_at = Time(model.now);
         }
     }
 }

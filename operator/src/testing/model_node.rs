@@ -103,7 +103,15 @@ impl ModelNode {
     /// Its runtime looks at its order, once.
     pub fn look(&mut self, order: Option<&ModelOrder>, now: Timestamp) {
         let Some(order) = order else { return };
-        assert!(order.epoch >= self.state.epoch, "a node was ordered to go back in time");
+        if order.epoch < self.state.epoch {
+            // Refused, and the status names the epoch. Only after a removal can nobody have known it.
+            assert_eq!(
+                self.state.state,
+                VersionState::Removed,
+                "a node was ordered to go back in time"
+            );
+            return;
+        }
         if order.epoch > self.state.epoch {
             self.take(order, now);
             return;
