@@ -2,6 +2,7 @@
 
 use crate::devicecluster::observe::{Home, Observed};
 use crate::devicecluster::plan::{AWAITING, Plan, REACHABLE, Stage, Step, UNREACHABLE, access_name};
+use crate::runtime::clock::whole_seconds;
 use fleetune_crds::conditions::{self, READY, RECONCILING, STALLED, Wanted};
 use fleetune_crds::{DeviceCluster, DeviceClusterStatus, Mode, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -21,7 +22,7 @@ pub fn status(cluster: &DeviceCluster, seen: &Observed, plan: &Plan, now: Timest
         namespace: ours.then(|| names::cluster_namespace(&cluster.name_any())),
         token_issued_at: if issued { Some(now) } else { known }
             .filter(|_| pull && ours)
-            .map(Time),
+            .map(|at| Time(whole_seconds(at))),
         conditions: conditions::replace(&prev.conditions, &wanted(cluster, plan), generation, now),
     }
 }

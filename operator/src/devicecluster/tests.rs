@@ -6,6 +6,7 @@ use super::validate::validate;
 use super::{State, reconcile};
 use crate::config::HubConfig;
 use crate::runtime::Context;
+use crate::runtime::clock::whole_seconds;
 use crate::testing::builders::{TestClock, context, hub_config};
 use crate::testing::mock_api::MockApi;
 use base64::Engine as _;
@@ -179,7 +180,7 @@ async fn tokens_are_renewed_at_a_third_of_their_life() {
     let second = lab.api.get(SECRET).unwrap();
     assert_ne!(second["data"], first["data"]);
     let status = lab.cluster().unwrap().status.unwrap();
-    assert_eq!(status.token_issued_at.unwrap().0, lab.clock.now());
+    assert_eq!(status.token_issued_at.unwrap().0, whole_seconds(lab.clock.now()));
 }
 
 #[tokio::test(start_paused = true)]

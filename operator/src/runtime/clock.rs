@@ -35,6 +35,12 @@ pub fn jitter(base: Duration, share: f64) -> Duration {
     base.mul_f64((1.0 + share * (2.0 * unit - 1.0)).max(0.0))
 }
 
+/// The time without its fraction of a second, as a `Time` field keeps it: what is compared with a stored status must have
+/// been cut the same way, or it differs each time and is written each time.
+pub fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
 /// Time from `earlier` to `later`; zero where `later` is not later.
 pub fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     Duration::try_from(later.duration_since(earlier)).unwrap_or(Duration::ZERO)

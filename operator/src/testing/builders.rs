@@ -22,9 +22,9 @@ impl TestClock {
         self.0.fetch_add(seconds, Ordering::SeqCst);
     }
 
-    /// The time it shows.
+    /// The time it shows; never a whole second, like a real clock.
     pub fn now(&self) -> Timestamp {
-        Timestamp::from_second(self.0.load(Ordering::SeqCst)).unwrap()
+        Timestamp::from_millisecond(self.0.load(Ordering::SeqCst) * 1000 + 123).unwrap()
     }
 
     /// The same as a clock for a context.
