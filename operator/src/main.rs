@@ -37,7 +37,7 @@ async fn client() -> anyhow::Result<kube::Client> {
         .await
         .context("no Kubernetes cluster is configured")?;
     // Controllers and watches have their own backoff, with a bound. The library's hidden retries double their wait up to
-    // minutes inside one call, and a watch that is held so long after a restart of the API server is blind meanwhile.
+    // minutes inside one call, which would hold a reconcile and its slot.
     config.default_retry = false;
     kube::Client::try_from(config).context("no client for the cluster")
 }
