@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use fleetune_crds::{FineTuneJob, ModelRollout, RunState, conditions};
-use fleetune_tests::road::{self, Ask, Road, SHOP, Show};
+use fleetune_tests::road::{self, Ask, NODES, Road, SHOP, Show};
 use kube::Api;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -102,7 +102,7 @@ async fn run() -> Result<()> {
     let sample = road::samples::images(1)?.pop().context("no sample")?;
     let mut out = std::io::stdout();
     writeln!(out, "\n{text}")?;
-    for node in ["edge-a-1", "edge-a-2", "edge-b-1", "edge-b-2"] {
+    for node in NODES {
         let answer = Ask::new(&road.lab.runtime_addr(node)?)?
             .image("shirts", &sample.encoded)
             .await?;

@@ -8,8 +8,8 @@ use fleetune_crds::{ModelVersion, ModelVersionSpec, Source};
 use fleetune_worker::registry::{Credentials, Registry};
 use fleetune_worker::sign::{Claim, Signer, hash_files};
 use fleetune_worker::version::Version;
+use kube::Api;
 use kube::api::{ListParams, PostParams};
-use kube::{Api, ResourceExt};
 use serde_json::Value;
 use std::path::Path;
 
@@ -172,9 +172,4 @@ impl<'a> Forge<'a> {
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
-}
-
-/// The name of a version, for messages.
-pub fn name(version: &ModelVersion) -> String {
-    version.name_any()
 }

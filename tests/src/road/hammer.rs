@@ -31,6 +31,16 @@ impl Heard {
             .collect()
     }
 
+    /// Nothing of the switches was noticed: each request was answered.
+    ///
+    /// # Errors
+    /// When one was not; the message has the first one's words.
+    pub fn nothing_lost(&self, node: &str) -> anyhow::Result<()> {
+        let (failed, first) = (self.failed.len(), self.failed.first());
+        anyhow::ensure!(failed == 0, "{node}: {failed} of {} failed: {first:?}", self.count);
+        Ok(())
+    }
+
     fn note(&mut self, answer: anyhow::Result<Prediction>) {
         self.count += 1;
         match answer {
