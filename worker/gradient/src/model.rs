@@ -1,0 +1,246 @@
+//! A model that can be trained: an ONNX graph of which some weights are inputs, joined by its loss and its gradient into
+//! one plan of the engine.
+
+use crate::backward::differentiate;
+use crate::error::Refusal;
+use crate::losses::Loss;
+use crate::memory::{self, Estimate};
+use crate::onnx;
+use std::sync::Arc;
+use tract_onnx::pb;
+use tract_onnx::prelude::{
+    DatumType, InferenceFact, InferenceModelExt, IntoTValue, OutletId, TValue, TVec, Tensor, TypedModel,
+    TypedRunnableModel, tvec,
+};
+use tract_onnx::tract_core::internal::{AxisOp, DatumExt, IntoRunnable, IntoTensor, SpecialOps, ToDim};
+
+/// An input of the graph with the shape that it has in every run, batch included.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Its name in the graph.
+    pub name: String,
+    /// Its element type.
+    pub datum_type: DatumType,
+    /// Its shape, of which the first dimension counts samples.
+    pub shape: Vec<usize>,
+}
+
+/// What one run gives.
+pub struct Outcome {
+    /// L = Σᵢ wᵢ·lᵢ, see [`Loss`].
+    pub loss: f32,
+    /// The logits, \[n, c\].
+    pub logits: Tensor,
+    /// ∂L/∂w for each trained weight, in the order in which they were named.
+    pub gradients: Vec<Tensor>,
+}
+
+/// A model for one batch size. Runs may go on in many threads at once: each has a state of its own.
+pub struct Differentiable {
+    step: Arc<TypedRunnableModel>,
+    forward: Arc<TypedRunnableModel>,
+    estimate: Estimate,
+    samples: usize,
+    classes: usize,
+}
+
+impl Differentiable {
+    /// Makes the model whose weights `trained` (initializers of f32) are given anew for every run and differentiated. All
+    /// others stay constants, so that the engine folds what it can.
+    ///
+    /// The weights become inputs before the engine simplifies the graph: it would delete those that happen to do nothing,
+    /// such as the ones and zeros of a fresh normalisation.
+    ///
+    /// # Errors
+    /// [`Refusal::NothingToTrain`] where `trained` is empty or `output` depends on none of it;
+    /// [`Refusal::UnsupportedOperator`] where a gradient would have to pass an operator without a rule.
+    pub fn build(
+        model: &pb::ModelProto,
+        inputs: &[Input],
+        output: &str,
+        trained: &[String],
+        loss: Loss,
+    ) -> Result<Self, Refusal> {
+        let (mut typed, logits) = load(model, inputs, output, trained)?;
+        let shape = typed
+            .outlet_fact(logits)?
+            .shape
+            .as_concrete()
+            .unwrap_or_default()
+            .to_vec();
+        let [samples, classes] = shape[..] else {
+            return Err(Refusal::Shape {
+                name: output.to_owned(),
+                have: shape,
+                want: "[samples, values]".to_owned(),
+            });
+        };
+        let forward = runnable(typed.clone())?;
+
+        let weights: Vec<OutletId> = typed.input_outlets()?[inputs.len()..].to_vec();
+        let target = typed.add_source("target", f32::fact([samples, classes]))?;
+        let rows = typed.add_source("row_weights", f32::fact([samples]))?;
+        let total = loss.wire(&mut typed, logits, target, rows)?;
+        let gradients = differentiate(&mut typed, total, &weights)?;
+        let outputs: Vec<OutletId> = [total, logits].into_iter().chain(gradients).collect();
+        typed.select_output_outlets(&outputs)?;
+        let step = runnable(typed)?;
+        let estimate = memory::estimate(step.model())?;
+        Ok(Self {
+            step,
+            forward,
+            estimate,
+            samples,
+            classes,
+        })
+    }
+
+    /// Samples of one run.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// Logits of one sample.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// What one run needs.
+    pub fn memory(&self) -> Estimate {
+        self.estimate
+    }
+
+    /// Loss, logits and gradients. `weights` are those named in `trained`, in that order; `target` is \[n, c\] and
+    /// `row_weights` \[n\], see [`Loss`].
+    pub fn run(
+        &self,
+        weights: &[Arc<Tensor>],
+        inputs: &[Arc<Tensor>],
+        target: &Arc<Tensor>,
+        row_weights: &Arc<Tensor>,
+    ) -> Result<Outcome, Refusal> {
+        let given = inputs.iter().chain(weights).chain([target, row_weights]);
+        let mut outputs = run(&self.step, given)?.into_iter();
+        let (Some(loss), Some(logits)) = (outputs.next(), outputs.next()) else {
+            return Err(Refusal::Unsound("the step gave no loss".to_owned()));
+        };
+        Ok(Outcome {
+            loss: loss.cast_to_scalar::<f32>()?,
+            logits: logits.into_tensor(),
+            gradients: outputs.map(TValue::into_tensor).collect(),
+        })
+    }
+
+    /// The logits alone, \[n, c\].
+    pub fn forward(&self, weights: &[Arc<Tensor>], inputs: &[Arc<Tensor>]) -> Result<Tensor, Refusal> {
+        let mut outputs = run(&self.forward, inputs.iter().chain(weights))?;
+        Ok(outputs.remove(0).into_tensor())
+    }
+}
+
+fn run<'t>(
+    plan: &Arc<TypedRunnableModel>,
+    given: impl Iterator<Item = &'t Arc<Tensor>>,
+) -> Result<TVec<TValue>, Refusal> {
+    let given: TVec<TValue> = given.map(|t| t.clone().into_tvalue()).collect();
+    plan.run(given).map_err(Refusal::engine("running a step"))
+}
+
+fn runnable(model: TypedModel) -> Result<Arc<TypedRunnableModel>, Refusal> {
+    model
+        .into_optimized()
+        .and_then(TypedModel::into_runnable)
+        .map_err(Refusal::engine("preparing the graph"))
+}
+
+/// The typed graph of `output` with the inputs and then the weights as its inputs; the logits are \[n, c\].
+fn load(
+    model: &pb::ModelProto,
+    inputs: &[Input],
+    output: &str,
+    trained: &[String],
+) -> Result<(TypedModel, OutletId), Refusal> {
+    let proto = promoted(model, inputs, output, trained)?;
+    let onnx = tract_onnx::onnx()
+        .with_ignore_value_info(true)
+        .with_ignore_output_shapes(true);
+    let parsed = onnx.parse(&proto, None).map_err(Refusal::engine("reading the graph"))?;
+    if let Some(name) = parsed.unresolved_inputs.into_iter().next() {
+        return Err(Refusal::NoSuchTensor { what: "tensor", name });
+    }
+    let mut inference = parsed.model;
+    for (i, input) in inputs.iter().enumerate() {
+        inference.set_input_fact(i, InferenceFact::dt_shape(input.datum_type, &input.shape))?;
+    }
+    let mut typed = inference
+        .into_typed()
+        .and_then(TypedModel::into_decluttered)
+        .map_err(Refusal::engine("typing the graph"))?;
+    let logits = flattened(&mut typed, output)?;
+    typed.select_output_outlets(&[logits])?;
+    Ok((typed, logits))
+}
+
+/// The graph with `trained` as inputs instead of initializers, and no more of it than `output` needs.
+fn promoted(
+    model: &pb::ModelProto,
+    inputs: &[Input],
+    output: &str,
+    trained: &[String],
+) -> Result<pb::ModelProto, Refusal> {
+    let mut proto = model.clone();
+    let graph = proto
+        .graph
+        .as_mut()
+        .ok_or_else(|| Refusal::Unsound("the model holds no graph".to_owned()))?;
+    if onnx::Producers::of(graph).get(output).is_none() {
+        return Err(Refusal::NoSuchTensor {
+            what: "output",
+            name: output.to_owned(),
+        });
+    }
+    let mut given: Vec<pb::ValueInfoProto> = Vec::new();
+    for input in inputs {
+        let info = graph.input.iter().find(|i| i.name == input.name);
+        given.push(info.cloned().ok_or_else(|| Refusal::NoSuchTensor {
+            what: "input",
+            name: input.name.clone(),
+        })?);
+    }
+    for (name, weight) in trained.iter().zip(onnx::weights(graph, trained)?) {
+        given.push(onnx::float_info(name, weight.shape()));
+    }
+    graph.value_info.clear();
+    graph.output = vec![pb::ValueInfoProto {
+        name: output.to_owned(),
+        ..Default::default()
+    }];
+    onnx::prune(graph, &[output]);
+    let read: Vec<&str> = graph.node.iter().flat_map(onnx::reads).collect();
+    if !trained.iter().any(|name| read.contains(&name.as_str())) {
+        return Err(Refusal::NothingToTrain(format!(
+            "{output:?} depends on none of the {} weights that were named",
+            trained.len()
+        )));
+    }
+    graph.initializer.retain(|t| !trained.contains(&t.name));
+    graph.input = given;
+    Ok(proto)
+}
+
+/// The output as \[n, c\]: trailing dimensions are joined.
+fn flattened(typed: &mut TypedModel, output: &str) -> Result<OutletId, Refusal> {
+    let outlet = typed.output_outlets()?[0];
+    let fact = typed.outlet_fact(outlet)?;
+    let shape = fact.shape.as_concrete().ok_or_else(|| Refusal::OpenShape {
+        node: output.to_owned(),
+        shape: format!("{:?}", fact.shape),
+    })?;
+    if shape.len() < 3 {
+        return Ok(outlet);
+    }
+    let rest: TVec<_> = shape[1..].iter().map(ToDim::to_dim).collect();
+    let joined: usize = shape[1..].iter().product();
+    let flat = AxisOp::Reshape(1, rest, tvec![joined.to_dim()]);
+    Ok(typed.wire_node("logits", flat, &[outlet])?[0])
+}

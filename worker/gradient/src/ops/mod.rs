@@ -1,0 +1,15 @@
+//! Operators of our own that rules need: those whose gradient in the engine's operators would take several passes over
+//! memory, or for which the engine has none. Each works on f32 and f64, so that its rule can be checked in f64.
+
+mod gather;
+mod kernel;
+mod norm;
+mod pointwise;
+mod sample;
+mod share;
+
+pub use gather::GatherGrad;
+pub use norm::RmsNormGrad;
+pub use pointwise::{Pointwise, PointwiseGrad, Softplus, softplus};
+pub use sample::DownsampleGrad;
+pub use share::{Extremum, Share};
