@@ -384,5 +384,4 @@ fn judge(digest: &Digest, journal: &Journal, facts: &Facts, now: Timestamp) -> P
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;
