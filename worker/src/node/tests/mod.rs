@@ -247,3 +247,12 @@ fn order(epoch: i64, source: Option<&Source>, fallback: Option<&Source>, soak: &
         state: OrderState::Serve,
     }
 }
+
+/// Waits until it is so.
+async fn eventually(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

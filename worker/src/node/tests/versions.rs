@@ -38,8 +38,10 @@ async fn a_version_is_staged_tested_served_and_proven() {
     node.order(remove);
     node.until("removed", |s| s.state == VersionState::Removed).await;
     assert_eq!(node.ask(), Err(()));
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(std::fs::read_dir(site.dir.path().join("layers")).unwrap().count(), 0);
+    eventually("the store is empty", || {
+        std::fs::read_dir(site.dir.path().join("layers")).unwrap().count() == 0
+    })
+    .await;
     node.stop().await;
 }
 
