@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod clip;
 pub mod cut;
 pub mod error;
+pub mod feed;
 pub mod layers;
 pub mod lora;
 pub mod losses;
