@@ -4,18 +4,26 @@
 
 use crate::ops::Softplus;
 use crate::prelude::*;
-use crate::rules::{elementwise, index, matmul, norm, reduce, select, shape};
+use crate::rules::{conv, elementwise, index, matmul, norm, pool, reduce, select, shape};
 use crate::site::{Gradients, Site};
-use core_ops::array::{Gather, MultiBroadcastTo, Pad, Slice, Tile, TypedConcat};
+use core_ops::array::{
+    CumSum, Gather, GatherElements, GatherNd, MultiBroadcastTo, Pad, ScatterElements, ScatterNd, Slice, Tile, Topk,
+    TypedConcat,
+};
 use core_ops::binary::{BinMiniOp, TypedBinOp};
 use core_ops::cast::Cast;
+use core_ops::cnn::{Conv, Deconv, MaxPool, SumPool};
 use core_ops::downsample::Downsample;
 use core_ops::einsum::EinSum;
 use core_ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
+use core_ops::gru_cell::GruEpilogue;
+use core_ops::gru_seq::GruSeq;
 use core_ops::identity::Identity;
-use core_ops::logic::Iff;
+use core_ops::logic::{IfThenElse, Iff};
+use core_ops::lstm_cell::LstmEpilogue;
 use core_ops::math;
-use core_ops::nn::{self, NearestUpsample, Reduce, Reducer, RmsNorm, Softmax, SoftmaxKind};
+use core_ops::nn::{self, NearestUpsample, Reduce, Reducer, Resize, RmsNorm, Softmax, SoftmaxKind};
+use core_ops::scan::Scan;
 use tract_onnx::tract_core::internal::IntoShape;
 
 /// Wires the gradients of a node's inputs from that of its output.
@@ -101,6 +109,23 @@ const fn trainable(
         formula,
     }
 }
+
+const fn frozen(
+    operator: &'static str,
+    recognise: fn(&dyn TypedOp) -> bool,
+    formula: &'static str,
+    reason: &'static str,
+) -> Entry {
+    Entry {
+        operator,
+        recognise,
+        support: Support::FrozenOnly(reason),
+        formula,
+    }
+}
+
+const RECURRENT: &str = "a gradient through time is not supported";
+const BY_DATA: &str = "elements are placed by data, and no rule is written for it";
 
 /// All operators.
 pub static REGISTRY: &[Entry] = &[
@@ -268,6 +293,31 @@ pub static REGISTRY: &[Entry] = &[
         matmul::einsum,
         "y = Σ a·b: ∂a = Σ g·b, ∂b = Σ g·a over the axes they lack",
     ),
+    // Windows
+    trainable(
+        "Conv",
+        is::<Conv>,
+        conv::conv,
+        "y = W ⋆ x + b: ∂x = fold(Wᵀ·g), ∂W = g·unfold(x)ᵀ, ∂b = Σ g",
+    ),
+    trainable(
+        "Deconv",
+        is::<Deconv>,
+        conv::deconv,
+        "y = fold(Wᵀ·x) + b: ∂x = W·unfold(g), ∂W = x·unfold(g)ᵀ, ∂b = Σ g",
+    ),
+    trainable(
+        "MaxPool",
+        is::<MaxPool>,
+        pool::max_pool,
+        "y = max over a window: ∂x = g at the largest, the first of equals",
+    ),
+    trainable(
+        "SumPool",
+        is::<SumPool>,
+        pool::sum_pool,
+        "y = Σ or mean over a window: ∂x = Σ g of the windows, divided alike",
+    ),
     // Reductions
     trainable(
         "Reduce<Sum>",
@@ -374,5 +424,49 @@ pub static REGISTRY: &[Entry] = &[
         is::<Iff>,
         select::iff,
         "y = a where c, else b: ∂a = g where c, ∂b = g where not c",
+    ),
+    // Below the frozen cut only
+    frozen(
+        "Scan",
+        is::<Scan>,
+        "a graph run once per step: loops, LSTM, GRU, RNN",
+        RECURRENT,
+    ),
+    frozen("GruSeq", is::<GruSeq>, "a GRU over a sequence", RECURRENT),
+    frozen("GruEpilogue", is::<GruEpilogue>, "the gates of a GRU", RECURRENT),
+    frozen("LstmEpilogue", is::<LstmEpilogue>, "the gates of an LSTM", RECURRENT),
+    frozen(
+        "IfThenElse",
+        is::<IfThenElse>,
+        "one of two graphs",
+        "which graph runs depends on data",
+    ),
+    frozen(
+        "Reduce<Prod>",
+        |op| reduces(op, &[Reducer::Prod]),
+        "y = Π x",
+        "no rule is written for it",
+    ),
+    frozen(
+        "CumSum",
+        is::<CumSum>,
+        "y = running sum of x",
+        "no rule is written for it",
+    ),
+    frozen("GatherElements", is::<GatherElements>, "y = x at indices", BY_DATA),
+    frozen("GatherNd", is::<GatherNd>, "y = x at indices", BY_DATA),
+    frozen(
+        "ScatterElements",
+        is::<ScatterElements>,
+        "y = x with parts replaced",
+        BY_DATA,
+    ),
+    frozen("ScatterNd", is::<ScatterNd>, "y = x with parts replaced", BY_DATA),
+    frozen("Topk", is::<Topk>, "y = the largest of x", BY_DATA),
+    frozen(
+        "Resize",
+        is::<Resize>,
+        "y = x interpolated",
+        "no rule is written for it",
     ),
 ];

@@ -1,8 +1,8 @@
 //! The place in a graph at which a rule is applied: what it may read, and how it adds nodes. No rule of differentiation
 //! stands here.
 
+use crate::ops::Repeat;
 use crate::prelude::*;
-use core_ops::array::MultiBroadcastTo;
 use core_ops::math;
 use core_ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_core::internal::tensor0;
@@ -163,8 +163,13 @@ impl<'m> Site<'m> {
         if *self.shape(a)? == *shape {
             return Ok(a);
         }
-        let shape: TVec<TDim> = shape.iter().map(ToDim::to_dim).collect();
-        self.wire(MultiBroadcastTo::new(shape.into()), &[a])
+        self.wire(Repeat::new(shape), &[a])
+    }
+
+    /// What `a` was before it was repeated, if the operator that makes it does no more.
+    pub fn unrepeated(&self, a: OutletId) -> Option<OutletId> {
+        let node = self.model.node(a.node);
+        node.op_is::<Repeat>().then(|| node.inputs[0])
     }
 
     /// The same values in row-major order under another shape.

@@ -66,13 +66,14 @@ impl Factor {
 
 /// The product of `factors`, summed over all axes but `axes`, as a tensor of `shape`.
 pub(crate) fn contract(site: &mut Site, mut factors: Vec<Factor>, axes: &[char], shape: &[usize]) -> Result<OutletId> {
+    unrepeat(site, &mut factors, axes)?;
     simplify(site, &mut factors, axes)?;
     let have: Vec<char> = axes
         .iter()
         .copied()
         .filter(|a| factors.iter().any(|f| f.axes.contains(a)))
         .collect();
-    let mut y = if let [only] = &factors[..] {
+    let mut product = if let [only] = &factors[..] {
         transpose(site, only, &have)?
     } else {
         let dt = site.datum_type(factors[0].outlet)?;
@@ -80,12 +81,35 @@ pub(crate) fn contract(site: &mut Site, mut factors: Vec<Factor>, axes: &[char],
         site.wire(EinSum::new(mapping(&factors, &have)?, dt), &outlets)?
     };
     for (at, _) in axes.iter().enumerate().filter(|(_, a)| !have.contains(a)) {
-        y = site.wire(AxisOp::Add(at), &[y])?;
+        product = site.wire(AxisOp::Add(at), &[product])?;
     }
-    let now = site.shape(y)?;
+    let now = site.shape(product)?;
     let narrower = (0..shape.len()).filter(|a| shape[*a] == 1 && now[*a] != 1);
-    let y = site.sum(y, narrower.collect::<Vec<_>>())?;
+    let y = site.sum(product, narrower.collect::<Vec<_>>())?;
     site.broadcast(y, shape)
+}
+
+/// Takes back repetitions of factors along axes that the product has without them.
+fn unrepeat(site: &Site, factors: &mut [Factor], keep: &[char]) -> Result<()> {
+    for i in 0..factors.len() {
+        let Some(single) = site.unrepeated(factors[i].outlet) else {
+            continue;
+        };
+        let (long, short) = (site.shape(factors[i].outlet)?, site.shape(single)?);
+        let grown = (0..long.len()).filter(|at| long[*at] != short[*at]);
+        let mut spare = true;
+        for axis in grown.map(|at| factors[i].axes[at]) {
+            let mut others = factors.iter().enumerate().filter(|(j, _)| *j != i);
+            let elsewhere = others.try_fold(false, |found, (_, other)| {
+                Ok::<_, Refusal>(found || other.length(site, axis)?.is_some_and(|n| n > 1))
+            })?;
+            spare &= elsewhere || keep.contains(&axis);
+        }
+        if spare {
+            factors[i].outlet = single;
+        }
+    }
+    Ok(())
 }
 
 /// Takes out of each factor the axes of length 1 that another one has in full, and sums those that it alone has, so that

@@ -1,6 +1,7 @@
 //! One or more cases for each operator that the engine runs in f64, over random shapes.
 
 use crate::harness::{Case, Noise};
+use crate::windows;
 use proptest::prelude::*;
 use tract_onnx::prelude::{DatumType, Tensor, tvec};
 use tract_onnx::tract_core::internal::{AxisOp, IntoShape, SpecialOps, ToDim};
@@ -99,6 +100,10 @@ pub fn cases(operator: &str, shape: &Shape, seed: u64) -> Vec<Case> {
             Ok(m.wire_node("back", cast(dt), &[wide])?[0])
         })],
         "EinSum" => products(&mut n),
+        "Conv" => windows::convolutions(&mut n),
+        "Deconv" => windows::transposed(&mut n),
+        "MaxPool" => windows::max_pools(&mut n),
+        "SumPool" => windows::sum_pools(&mut n),
         "Reduce<Sum>" => reduction(Reducer::Sum, x, &mut n),
         "Reduce<Max>" => reduction(Reducer::Max, n.apart(dims), &mut n),
         "Reduce<Min>" => reduction(Reducer::Min, n.apart(dims), &mut n),
@@ -231,6 +236,17 @@ fn products(n: &mut Noise) -> Vec<Case> {
             })
             .collect()
     };
+    let (m, k, n_out) = (2 + n.below(3), 1 + n.below(4), 1 + n.below(4));
+    // A sum behind the product: its gradient is repeated along an axis that one operand alone has.
+    let summed = [vec![0], vec![1], vec![0, 1]].map(|axes| {
+        let inputs = vec![n.tensor(&[m, k]), n.tensor(&[k, n_out])];
+        Case::new(inputs, move |model, x| {
+            let dt = model.outlet_fact(x[0])?.datum_type;
+            let y = model.wire_node("product", EinSum::new("mk,kn->mn".parse()?, dt), x)?;
+            let sum = Reduce::new(axes.iter().copied().collect(), Reducer::Sum);
+            Ok(model.wire_node("y", sum, &y)?[0])
+        })
+    });
     // Expression, and the axes along which the first or second operand may have length 1.
     let expressions = [
         ("mk,kn->mn", "", ""),
@@ -255,6 +271,7 @@ fn products(n: &mut Noise) -> Vec<Case> {
                 Ok(m.wire_node("y", EinSum::new(expression.parse()?, dt), x)?[0])
             })
         })
+        .chain(summed)
         .collect()
 }
 

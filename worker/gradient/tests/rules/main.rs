@@ -5,6 +5,7 @@
 mod cases;
 mod golden;
 mod harness;
+mod windows;
 
 use fleetune_gradient::registry::{REGISTRY, Support};
 use proptest::prelude::*;
