@@ -225,6 +225,7 @@ fn promoted(
     }
     graph.initializer.retain(|t| !trained.contains(&t.name));
     graph.input = given;
+    onnx::set_apart(graph);
     Ok(proto)
 }
 

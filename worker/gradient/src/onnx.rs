@@ -51,19 +51,63 @@ pub fn reads(node: &pb::NodeProto) -> Vec<&str> {
         .filter(|i| !i.is_empty())
         .collect();
     for inner in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
-        let own: BTreeSet<&str> = inner
-            .node
-            .iter()
-            .flat_map(|n| n.output.iter())
-            .chain(inner.input.iter().map(|i| &i.name))
-            .chain(inner.initializer.iter().map(|t| &t.name))
-            .map(String::as_str)
-            .collect();
+        let own = defined(inner);
         let outputs = inner.output.iter().map(|o| o.name.as_str());
         let outside = inner.node.iter().flat_map(reads).chain(outputs);
         names.extend(outside.filter(|name| !own.contains(name)));
     }
     names
+}
+
+/// The tensors that a graph makes itself.
+fn defined(graph: &pb::GraphProto) -> BTreeSet<&str> {
+    graph
+        .node
+        .iter()
+        .flat_map(|n| n.output.iter())
+        .chain(graph.input.iter().map(|i| &i.name))
+        .chain(graph.initializer.iter().map(|t| &t.name))
+        .map(String::as_str)
+        .collect()
+}
+
+/// Gives the initializers and inputs of `graph` names that no node of the engine can have: it names nodes after the node
+/// that they come from, and meets the exporter's names of weights.
+pub fn set_apart(graph: &mut pb::GraphProto) {
+    let mut prefix = "given/".to_owned();
+    while graph.node.iter().any(|n| node_name(n).starts_with(&prefix)) {
+        prefix.insert(0, '_');
+    }
+    let given: BTreeSet<String> = graph
+        .initializer
+        .iter()
+        .map(|t| t.name.clone())
+        .chain(graph.input.iter().map(|i| i.name.clone()))
+        .collect();
+    let renamed = |name: &mut String| {
+        if given.contains(name.as_str()) {
+            name.insert_str(0, &prefix);
+        }
+    };
+    graph.initializer.iter_mut().for_each(|t| renamed(&mut t.name));
+    graph.input.iter_mut().for_each(|i| renamed(&mut i.name));
+    rename_reads(&mut graph.node, &renamed);
+}
+
+fn rename_reads(nodes: &mut [pb::NodeProto], rename: &dyn Fn(&mut String)) {
+    for node in nodes {
+        node.input.iter_mut().for_each(rename);
+        for inner in node.attribute.iter_mut().filter_map(|a| a.g.as_mut()) {
+            let own: BTreeSet<String> = defined(inner).into_iter().map(str::to_owned).collect();
+            let outside = |name: &mut String| {
+                if !own.contains(name.as_str()) {
+                    rename(name);
+                }
+            };
+            rename_reads(&mut inner.node, &outside);
+            inner.output.iter_mut().for_each(|o| outside(&mut o.name));
+        }
+    }
 }
 
 /// Indices of the nodes that `outputs` depend on, in the order of the graph.

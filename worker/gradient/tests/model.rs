@@ -251,3 +251,15 @@ fn an_operator_without_a_rule_is_refused_by_name_unless_it_is_frozen() {
     )
     .unwrap();
 }
+
+#[test]
+fn a_weight_may_be_named_like_a_node_of_the_engine() {
+    let mut net = common::residual();
+    for name in [&mut net.node[0].input[2], &mut net.initializer[1].name] {
+        "stem.bias".clone_into(name);
+    }
+    let shape = [2, 3, 5, 5];
+    let trained = names(&["stem.bias", "w9"]);
+    let net = Differentiable::build(&model(net), &input(&shape), "logits", &trained, Loss::CrossEntropy).unwrap();
+    assert_eq!((net.samples(), net.classes()), (2, 3));
+}
