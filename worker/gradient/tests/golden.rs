@@ -8,6 +8,8 @@
 
 #[path = "golden/nets.rs"]
 mod nets;
+#[path = "golden/real.rs"]
+mod real;
 
 use fleetune_gradient::feed::{Feed, Rows};
 use fleetune_gradient::lora::{Lora, adapt};
@@ -64,6 +66,11 @@ struct Case {
     rank: usize,
     #[serde(default)]
     alpha: f32,
+    /// Shape of one sample, and number of features, of a real model.
+    #[serde(default)]
+    sample: Vec<usize>,
+    #[serde(default)]
+    width: usize,
     losses: Vec<f64>,
     norms: Vec<f64>,
 }
@@ -210,10 +217,14 @@ fn trained(case: &Case, net: &mut Net) -> Vec<String> {
 /// A model with its data and its weights as they are before training.
 fn ready(case: &Case) -> Result<(Differentiable, Data, Vec<Param>), Refusal> {
     let shard = case.shard as usize;
-    let mut net = net(&case.net, shard);
+    let mut net = if case.width == 0 {
+        net(&case.net, shard)
+    } else {
+        real::net(&real::file(&case.net).unwrap(), &case.sample, case.width)
+    };
     let names = trained(case, &mut net);
     let input = Input {
-        name: "x".to_owned(),
+        name: net.input.clone(),
         datum_type: DatumType::F32,
         shape: [&[shard], &net.sample[..]].concat(),
     };
@@ -280,6 +291,40 @@ fn transformer() {
 }
 
 #[test]
+fn cnn() {
+    compare("cnn");
+}
+
+#[test]
+fn depthwise() {
+    compare("depthwise");
+}
+
+#[test]
+fn residual() {
+    compare("residual");
+}
+
+#[test]
+fn conv1d() {
+    compare("conv1d");
+}
+
+#[test]
+fn efficientnet_lite0() {
+    if real::file("efficientnet-lite0.onnx").is_some() {
+        compare("efficientnet-lite0.onnx");
+    }
+}
+
+#[test]
+fn fracast() {
+    if real::file("fracast.onnx").is_some() {
+        compare("fracast.onnx");
+    }
+}
+
+#[test]
 fn the_seed_is_that_of_the_script() {
     assert_eq!(golden().seed, nets::SEED);
 }
@@ -300,7 +345,7 @@ fn last_layers_by_topology() {
 /// One, two and five threads, shards one by one, and a run that is killed and resumed: all give the same bytes.
 #[test]
 fn same_bytes() {
-    for name in ["mlp, AdamW", "transformer"] {
+    for name in ["mlp, AdamW", "cnn", "depthwise", "transformer"] {
         let case = golden().cases.into_iter().find(|c| c.name == name).unwrap();
         let (model, rows, params) = ready(&case).unwrap();
         let feed = Feed { model: &model, rows };

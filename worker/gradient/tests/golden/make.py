@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+torch.set_num_threads(1)
+
 SEED = 20
 CLASSES = 4
 MASK = 0xFFFFFFFF
@@ -86,17 +88,17 @@ class Weights(dict):
         self.bias(f"{name}.shift", n)
 
     def layer(self, name, *shape):
-        self.make(f"{name}.w", *shape)
-        self.bias(f"{name}.b", shape[0])
+        self.make(f"{name}.weight", *shape)
+        self.bias(f"{name}.bias", shape[0])
 
 
 def gemm(w, name, x):
-    return x @ w[f"{name}.w"].T + w[f"{name}.b"]
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
 
 def conv(w, name, x, **options):
     call = F.conv1d if x.dim() == 3 else F.conv2d
-    return call(x, w[f"{name}.w"], w[f"{name}.b"], **options)
+    return call(x, w[f"{name}.weight"], w[f"{name}.bias"], **options)
 
 
 def pooled(x):
@@ -194,7 +196,7 @@ class Transformer:
     def weights(self, w):
         def dense(name, inputs, outputs):
             w.make(f"{name}.m", inputs, outputs)
-            w.bias(f"{name}.b", outputs)
+            w.bias(f"{name}.bias", outputs)
 
         w.norm("n1", 12)
         for name in ("q", "k", "v", "out"):
@@ -206,7 +208,7 @@ class Transformer:
         w.layer("head", CLASSES, 12)
 
     def forward(self, w, x):
-        dense = lambda name, x: x @ w[f"{name}.m"] + w[f"{name}.b"]
+        dense = lambda name, x: x @ w[f"{name}.m"] + w[f"{name}.bias"]
         norm = lambda name, x: F.layer_norm(x, (12,), w[f"{name}.scale"], w[f"{name}.shift"], 1e-5)
         y = norm("n1", x)
         q, k, v = (dense(n, y).reshape(-1, 5, 3, 4).transpose(1, 2) for n in "qkv")
@@ -365,7 +367,7 @@ def small():
     last = ["down", "n3", "head"]
     yield run("transformer, last layers", "transformer", rate=0.05, momentum=0.9, trained=last)
     tuned = {"rank": 2, "alpha": 4.0, "optimizer": "adamW", "rate": 0.01}
-    yield run("cnn, LoRA", "cnn", **tuned, lora=["one.w", "two.w"])
+    yield run("cnn, LoRA", "cnn", **tuned, lora=["one.weight", "two.weight"])
     yield run("transformer, LoRA", "transformer", **tuned, lora=["q.m", "v.m", "up.m", "down.m"])
 
 

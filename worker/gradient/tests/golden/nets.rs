@@ -101,13 +101,13 @@ impl Builder {
     }
 
     fn layer(&mut self, name: &str, dims: &[usize]) {
-        self.weight(&format!("{name}.w"), dims, 1.0, 0.0);
-        self.bias(&format!("{name}.b"), dims[0]);
+        self.weight(&format!("{name}.weight"), dims, 1.0, 0.0);
+        self.bias(&format!("{name}.bias"), dims[0]);
     }
 
     fn dense_weights(&mut self, name: &str, inputs: usize, outputs: usize) {
         self.weight(&format!("{name}.m"), &[inputs, outputs], 1.0, 0.0);
-        self.bias(&format!("{name}.b"), outputs);
+        self.bias(&format!("{name}.bias"), outputs);
     }
 
     fn norm_weights(&mut self, name: &str, n: usize) {
@@ -116,18 +116,23 @@ impl Builder {
     }
 
     fn gemm(&mut self, name: &str, x: &str) -> String {
-        let inputs = [x, &format!("{name}.w"), &format!("{name}.b")];
+        let inputs = [x, &format!("{name}.weight"), &format!("{name}.bias")];
         self.op("Gemm", &inputs, vec![int("transB", 1)])
     }
 
     fn conv(&mut self, name: &str, x: &str, dims: usize, [stride, pad, group]: [i64; 3]) -> String {
-        let inputs = [x, &format!("{name}.w"), &format!("{name}.b")];
+        let inputs = [x, &format!("{name}.weight"), &format!("{name}.bias")];
         let attributes = vec![
             ints("strides", &vec![stride; dims]),
             ints("pads", &vec![pad; 2 * dims]),
             int("group", group),
         ];
-        self.op("Conv", &inputs, attributes)
+        let output = self.op("Conv", &inputs, attributes);
+        // Named as its weights are but for their endings, as exporters do.
+        if let Some(node) = self.graph.node.last_mut() {
+            name.clone_into(&mut node.name);
+        }
+        output
     }
 
     fn relu(&mut self, x: &str) -> String {
@@ -147,7 +152,7 @@ impl Builder {
 
     fn dense(&mut self, name: &str, x: &str) -> String {
         let product = self.op("MatMul", &[x, &format!("{name}.m")], vec![]);
-        self.op("Add", &[&product, &format!("{name}.b")], vec![])
+        self.op("Add", &[&product, &format!("{name}.bias")], vec![])
     }
 
     /// A norm over the last axis as one operator.
@@ -198,6 +203,8 @@ impl Builder {
 /// A graph with what training needs to know of it.
 pub struct Net {
     pub model: pb::ModelProto,
+    /// Name of its input.
+    pub input: String,
     /// Shape of one sample.
     pub sample: Vec<usize>,
     /// What the data is multiplied with.
@@ -237,6 +244,7 @@ pub fn net(name: &str, n: usize) -> Net {
     };
     Net {
         model,
+        input: "x".to_owned(),
         sample: sample.to_vec(),
         gain,
         output,
