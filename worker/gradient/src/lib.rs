@@ -7,6 +7,7 @@
 
 pub mod augment;
 pub mod backward;
+pub mod batch_norm;
 pub mod checkpoint;
 pub mod clip;
 pub mod cut;
@@ -23,6 +24,7 @@ pub mod optim;
 pub mod params;
 pub mod philox;
 mod prelude;
+pub mod profile;
 pub mod registry;
 pub mod rules;
 pub mod schedule;

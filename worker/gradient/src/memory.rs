@@ -1,8 +1,9 @@
 //! What a run will need, told from the shapes before anything runs.
 
 use crate::error::Refusal;
-use tract_onnx::prelude::TypedModel;
+use tract_onnx::prelude::{TypedModel, TypedRunnableModel};
 use tract_onnx::tract_core::internal::TypedFact;
+use tract_onnx::tract_core::ops::konst::Const;
 
 /// Bytes of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -24,50 +25,48 @@ impl Estimate {
     }
 }
 
-/// Follows the order in which the plan of `model` runs and counts the tensors that are alive: from the node that makes one
-/// to the last node that reads it, results to the end. Scratch memory inside a node is not seen.
+/// Follows the order in which `plan` runs and counts the tensors that are alive: from the node that makes one to the last
+/// node that reads it, results to the end. Scratch memory inside a node is not seen; a node that works in place is counted
+/// as if it did not.
 ///
 /// # Errors
 /// [`Refusal::OpenShape`] where a size depends on a symbol.
-pub fn estimate(model: &TypedModel) -> Result<Estimate, Refusal> {
-    let order = model.eval_order()?;
+pub fn estimate(plan: &TypedRunnableModel) -> Result<Estimate, Refusal> {
+    let model = plan.model();
+    let sources: Vec<usize> = model.input_outlets()?.iter().map(|o| o.node).collect();
+    let order: Vec<usize> = plan.order_without_consts().to_vec();
     let mut last_use = vec![0; model.nodes().len()];
     for (step, id) in order.iter().enumerate() {
-        last_use[*id] = last_use[*id].max(step);
+        last_use[*id] = step;
         for input in &model.node(*id).inputs {
-            last_use[input.node] = last_use[input.node].max(step);
+            last_use[input.node] = step;
         }
     }
     for output in model.output_outlets()? {
         last_use[output.node] = order.len();
     }
+    let made: Vec<usize> = order.iter().copied().filter(|id| !sources.contains(id)).collect();
     let mut dying: Vec<Vec<usize>> = vec![Vec::new(); order.len() + 1];
-    for id in &order {
+    for id in &made {
         dying[last_use[*id]].push(*id);
     }
-    let sources: Vec<usize> = model.input_outlets()?.iter().map(|o| o.node).collect();
+    let sum = |ids: &[usize]| {
+        ids.iter()
+            .try_fold(0, |sum, id| Ok::<_, Refusal>(sum + node_bytes(model, *id)?))
+    };
+    let held = (0..model.nodes().len()).filter(|id| model.node(*id).op_is::<Const>());
     let mut found = Estimate {
-        constants: 0,
-        inputs: 0,
+        constants: sum(&held.collect::<Vec<_>>())?,
+        inputs: sum(&sources)?,
         peak: 0,
     };
     let mut alive = 0;
     for (step, id) in order.iter().enumerate() {
-        let size = node_bytes(model, *id)?;
-        if model.node(*id).op_is::<tract_onnx::tract_core::ops::konst::Const>() {
-            found.constants += size;
-        } else if sources.contains(id) {
-            found.inputs += size;
-        } else {
-            alive += size;
+        if !sources.contains(id) {
+            alive += node_bytes(model, *id)?;
             found.peak = found.peak.max(alive);
         }
-        for dead in &dying[step] {
-            let node = model.node(*dead);
-            if !sources.contains(dead) && !node.op_is::<tract_onnx::tract_core::ops::konst::Const>() {
-                alive -= node_bytes(model, *dead)?;
-            }
-        }
+        alive -= sum(&dying[step])?;
     }
     Ok(found)
 }

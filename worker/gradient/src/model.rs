@@ -2,10 +2,13 @@
 //! one plan of the engine.
 
 use crate::backward::differentiate;
+use crate::batch_norm;
 use crate::error::Refusal;
 use crate::losses::Loss;
 use crate::memory::{self, Estimate};
 use crate::onnx;
+use crate::profile::{Part, profile};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tract_onnx::pb;
 use tract_onnx::prelude::{
@@ -13,6 +16,7 @@ use tract_onnx::prelude::{
     TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_core::internal::{AxisOp, DatumExt, IntoRunnable, IntoTensor, SpecialOps, ToDim};
+use tract_onnx::tract_hir::infer::Factoid;
 
 /// An input of the graph with the shape that it has in every run, batch included.
 #[derive(Clone, Debug)]
@@ -85,7 +89,7 @@ impl Differentiable {
         let outputs: Vec<OutletId> = [total, logits].into_iter().chain(gradients).collect();
         typed.select_output_outlets(&outputs)?;
         let step = runnable(typed)?;
-        let estimate = memory::estimate(step.model())?;
+        let estimate = memory::estimate(&step)?;
         Ok(Self {
             step,
             forward,
@@ -131,6 +135,18 @@ impl Differentiable {
         })
     }
 
+    /// Where the time of one [`run`](Self::run) goes.
+    pub fn profile(
+        &self,
+        weights: &[Arc<Tensor>],
+        inputs: &[Arc<Tensor>],
+        target: &Arc<Tensor>,
+        row_weights: &Arc<Tensor>,
+    ) -> Result<Vec<Part>, Refusal> {
+        let given = inputs.iter().chain(weights).chain([target, row_weights]);
+        profile(&self.step, given.map(|t| t.clone().into_tvalue()).collect())
+    }
+
     /// The logits alone, \[n, c\].
     pub fn forward(&self, weights: &[Arc<Tensor>], inputs: &[Arc<Tensor>]) -> Result<Tensor, Refusal> {
         let mut outputs = run(&self.forward, inputs.iter().chain(weights))?;
@@ -151,6 +167,13 @@ fn runnable(model: TypedModel) -> Result<Arc<TypedRunnableModel>, Refusal> {
         .into_optimized()
         .and_then(TypedModel::into_runnable)
         .map_err(Refusal::engine("preparing the graph"))
+}
+
+/// Shapes that an exporter wrote clash with those of the batch.
+fn reader() -> tract_onnx::Onnx {
+    tract_onnx::onnx()
+        .with_ignore_value_info(true)
+        .with_ignore_output_shapes(true)
 }
 
 /// The typed graph of `output` with the inputs and then the weights as its inputs; the logits are \[n, c\].
@@ -188,11 +211,14 @@ fn promoted(
     output: &str,
     trained: &[String],
 ) -> Result<pb::ModelProto, Refusal> {
-    let mut proto = model.clone();
-    let graph = proto
+    let ranks = ranks(model, inputs, trained)?;
+    let whole = model
         .graph
-        .as_mut()
+        .as_ref()
         .ok_or_else(|| Refusal::Unsound("the model holds no graph".to_owned()))?;
+    let mut given_graph = without(whole, trained);
+    let graph = &mut given_graph;
+    batch_norm::expand(graph, trained, &|name| ranks.get(name).copied())?;
     if onnx::Producers::of(graph).get(output).is_none() {
         return Err(Refusal::NoSuchTensor {
             what: "output",
@@ -207,10 +233,9 @@ fn promoted(
             name: input.name.clone(),
         })?);
     }
-    for (name, weight) in trained.iter().zip(onnx::weights(graph, trained)?) {
+    for (name, weight) in trained.iter().zip(onnx::weights(whole, trained)?) {
         given.push(onnx::float_info(name, weight.shape()));
     }
-    graph.value_info.clear();
     graph.output = vec![pb::ValueInfoProto {
         name: output.to_owned(),
         ..Default::default()
@@ -223,10 +248,57 @@ fn promoted(
             trained.len()
         )));
     }
-    graph.initializer.retain(|t| !trained.contains(&t.name));
     graph.input = given;
     onnx::set_apart(graph);
-    Ok(proto)
+    Ok(pb::ModelProto {
+        ir_version: model.ir_version,
+        opset_import: model.opset_import.clone(),
+        functions: model.functions.clone(),
+        graph: Some(given_graph),
+        ..Default::default()
+    })
+}
+
+/// A copy of the graph without the values of some initializers, which may be most of it.
+fn without(graph: &pb::GraphProto, initializers: &[String]) -> pb::GraphProto {
+    let kept = graph.initializer.iter().filter(|t| !initializers.contains(&t.name));
+    pb::GraphProto {
+        name: graph.name.clone(),
+        node: graph.node.clone(),
+        initializer: kept.cloned().collect(),
+        input: graph.input.clone(),
+        ..Default::default()
+    }
+}
+
+/// The number of axes of each tensor, as far as it is needed to write out batch normalisations.
+fn ranks(model: &pb::ModelProto, inputs: &[Input], trained: &[String]) -> Result<HashMap<String, usize>, Refusal> {
+    if !model
+        .graph
+        .as_ref()
+        .is_some_and(|graph| batch_norm::has_trained(graph, trained))
+    {
+        return Ok(HashMap::new());
+    }
+    let mut parsed = reader()
+        .parse(model, None)
+        .map_err(Refusal::engine("reading the graph"))?;
+    for input in inputs {
+        if let Some(outlet) = parsed.outlets_by_name.get(&input.name) {
+            let fact = InferenceFact::dt_shape(input.datum_type, &input.shape);
+            parsed.model.set_outlet_fact(*outlet, fact)?;
+        }
+    }
+    parsed
+        .model
+        .analyse(true)
+        .map_err(Refusal::engine("typing the graph"))?;
+    let mut ranks = HashMap::new();
+    for (name, outlet) in parsed.outlets_by_name {
+        let shape = &parsed.model.outlet_fact(outlet)?.shape;
+        ranks.extend(shape.rank().concretize().map(|rank| (name, rank as usize)));
+    }
+    Ok(ranks)
 }
 
 /// The output as \[n, c\]: trailing dimensions are joined.

@@ -263,3 +263,68 @@ fn a_weight_may_be_named_like_a_node_of_the_engine() {
     let net = Differentiable::build(&model(net), &input(&shape), "logits", &trained, Loss::CrossEntropy).unwrap();
     assert_eq!((net.samples(), net.classes()), (2, 3));
 }
+
+/// The MLP with a batch normalisation behind each layer, one over two axes and one over four.
+fn normed() -> pb::GraphProto {
+    let mut net = common::residual();
+    "normed".clone_into(&mut net.node[1].input[0]);
+    net.node.insert(
+        1,
+        onnx::node("BatchNormalization", &["stem", "s", "t", "m", "v"], "normed", vec![]),
+    );
+    net.node.push(onnx::node(
+        "BatchNormalization",
+        &["logits", "s2", "t2", "m2", "v2"],
+        "out2",
+        vec![],
+    ));
+    for (suffix, channels) in [("", 4), ("2", 3)] {
+        for (i, part) in ["s", "t", "m"].into_iter().enumerate() {
+            net.initializer
+                .push(common::random(&format!("{part}{suffix}"), &[channels], 50 + i));
+        }
+        let spread: Vec<f32> = noise(channels, 60).iter().map(|v| 1.0 + 0.5 * v).collect();
+        net.initializer
+            .push(onnx::floats(&format!("v{suffix}"), &[channels], &spread));
+    }
+    net
+}
+
+#[test]
+fn the_scale_and_shift_of_a_batch_norm_can_be_trained() {
+    let proto = model(normed());
+    let shape = [2, 3, 5, 5];
+    let trained = names(&["s", "t", "s2", "t2", "w9"]);
+    let build = |trained: &[String]| {
+        Differentiable::build(&proto, &input(&shape), "out2", trained, Loss::MeanSquaredError).unwrap()
+    };
+    let (net, frozen) = (build(&trained), build(&names(&["w9"])));
+    let weights = onnx::weights(proto.graph.as_ref().unwrap(), &trained).unwrap();
+    let x = [tensor(&shape, 9)];
+    // The engine's own batch normalisation gives the same.
+    let want = frozen.forward(&weights[4..], &x).unwrap();
+    net.forward(&weights, &x).unwrap().close_enough(&want, true).unwrap();
+    let (t, w) = (tensor(&[2, 3], 5), rows(&[1.0, 1.0]));
+    let outcome = net.run(&weights, &x, &t, &w).unwrap();
+    for (i, gradient) in outcome.gradients.iter().enumerate() {
+        let gradient = values(gradient);
+        let squares: f32 = gradient.iter().map(|g| g * g).sum();
+        let step = 1e-2 / squares.sqrt();
+        let moved = |step: f32| {
+            let mut all = weights.clone();
+            let changed: Vec<f32> = values(&all[i])
+                .iter()
+                .zip(&gradient)
+                .map(|(v, g)| v + step * g)
+                .collect();
+            all[i] = Arc::new(Tensor::from_shape(weights[i].shape(), &changed).unwrap());
+            net.run(&all, &x, &t, &w).unwrap().loss
+        };
+        let numeric = (moved(step) - moved(-step)) / (2.0 * step);
+        assert!(
+            (numeric - squares).abs() < 0.02 * squares,
+            "{}: {numeric} against {squares}",
+            trained[i]
+        );
+    }
+}

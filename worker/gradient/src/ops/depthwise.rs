@@ -1,6 +1,6 @@
 //! Gradients of convolutions in which each channel has a kernel of its own. As a matrix product they would be too thin.
 
-use super::kernel::{Kernel, Real, filled, operator, values};
+use super::kernel::{Kernel, Real, add_scaled, dot, filled, operator, values};
 use super::window::Window;
 use crate::prelude::*;
 
@@ -36,9 +36,13 @@ impl Kernel for DepthwiseGradKernel {
             for (plane, (g, x)) in g.chunks(outputs).zip(x.chunks(pixels)).enumerate() {
                 let dw = &mut dw[plane % c * taps..][..taps];
                 for run in &runs {
-                    let seen = x[run.input..].iter().step_by(run.step);
-                    let products = g[run.output..][..run.length].iter().zip(seen).map(|(g, x)| *g * *x);
-                    dw[run.tap] += products.sum();
+                    let g = &g[run.output..][..run.length];
+                    if run.step == 1 {
+                        dw[run.tap] += dot(g, &x[run.input..][..run.length]);
+                    } else {
+                        let seen = x[run.input..].iter().step_by(run.step);
+                        dw[run.tap] += g.iter().zip(seen).map(|(g, x)| *g * *x).sum();
+                    }
                 }
             }
             Ok(())
@@ -78,10 +82,13 @@ impl Kernel for DepthwiseGradInput {
             for (plane, (dx, g)) in dx.chunks_mut(pixels).zip(g.chunks(outputs)).enumerate() {
                 let w = &w[plane % c * taps..][..taps];
                 for run in &runs {
-                    let seen = dx[run.input..].iter_mut().step_by(run.step);
-                    let factor = w[run.tap];
-                    seen.zip(&g[run.output..][..run.length])
-                        .for_each(|(dx, g)| *dx += factor * *g);
+                    let (factor, g) = (w[run.tap], &g[run.output..][..run.length]);
+                    if run.step == 1 {
+                        add_scaled(&mut dx[run.input..][..run.length], factor, g);
+                    } else {
+                        let seen = dx[run.input..].iter_mut().step_by(run.step);
+                        seen.zip(g).for_each(|(dx, g)| *dx += factor * *g);
+                    }
                 }
             }
             Ok(())

@@ -3,6 +3,7 @@
 
 use crate::prelude::*;
 use tract_onnx::tract_core::num_traits::Float;
+use tract_onnx::tract_core::tract_linalg::routines::Func;
 
 /// f32 and f64.
 pub(crate) trait Real: Datum + Copy + Float + std::iter::Sum + std::ops::AddAssign {
@@ -10,6 +11,8 @@ pub(crate) trait Real: Datum + Copy + Float + std::iter::Sum + std::ops::AddAssi
     fn of(value: f64) -> Self;
     /// The error function of each value, in place.
     fn erf(values: &mut [Self]) -> TractResult<()>;
+    /// eˣ of each value, in place.
+    fn exponential(values: &mut [Self]) -> TractResult<()>;
 }
 
 impl Real for f32 {
@@ -19,9 +22,11 @@ impl Real for f32 {
 
     fn erf(values: &mut [Self]) -> TractResult<()> {
         // The kernel that the forward pass uses.
-        tract_onnx::tract_core::tract_linalg::routines::Func::Erf
-            .ew_f32()?
-            .run(values)
+        Func::Erf.ew_f32()?.run(values)
+    }
+
+    fn exponential(values: &mut [Self]) -> TractResult<()> {
+        Func::Exp.ew_f32()?.run(values)
     }
 }
 
@@ -33,6 +38,13 @@ impl Real for f64 {
     fn erf(values: &mut [Self]) -> TractResult<()> {
         for value in values {
             *value = libm::erf(*value);
+        }
+        Ok(())
+    }
+
+    fn exponential(values: &mut [Self]) -> TractResult<()> {
+        for value in values {
+            *value = value.exp();
         }
         Ok(())
     }
@@ -105,4 +117,22 @@ pub(crate) fn changed<T: Real>(
     let mut tensor = tensor.into_tensor();
     change(tensor.try_as_plain_ram_mut()?.as_slice_mut::<T>()?)?;
     Ok(tensor)
+}
+
+/// Σ a·b in eight partial sums, which the processor forms at once; the order is the same on every machine.
+pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut sums = [T::zero(); 8];
+    let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: T = a.remainder().iter().zip(b.remainder()).map(|(a, b)| *a * *b).sum();
+    for (a, b) in a.zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += *a * *b;
+        }
+    }
+    sums.into_iter().sum::<T>() + rest
+}
+
+/// y += factor·x
+pub(crate) fn add_scaled<T: Real>(y: &mut [T], factor: T, x: &[T]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += factor * *x);
 }

@@ -1,6 +1,6 @@
 //! The gradient of normalisation by the root mean square.
 
-use super::kernel::{Kernel, Real, filled, operator, values};
+use super::kernel::{Kernel, Real, dot, filled, operator, values};
 use crate::prelude::*;
 
 /// Inputs g and x of one shape: with r = (mean(x²) + ε)^(−1/2) and y = x·r along `axis`, gives r·(g − y·mean(g·y)).
@@ -38,6 +38,14 @@ impl Kernel for RmsNormGrad {
                 .zip(g.chunks(length * step))
                 .zip(x.chunks(length * step));
             for ((dx, g), x) in blocks {
+                if step == 1 {
+                    let r = (dot(x, x) * mean + T::of(self.eps)).sqrt().recip();
+                    let pull = r * r * dot(g, x) * mean;
+                    dx.iter_mut()
+                        .zip(g.iter().zip(x))
+                        .for_each(|(dx, (g, x))| *dx = r * (*g - *x * pull));
+                    continue;
+                }
                 for first in 0..step {
                     let line = || (0..length).map(|i| first + i * step);
                     let squares: T = line().map(|i| x[i] * x[i]).sum();

@@ -61,10 +61,14 @@ impl Pointwise {
             Self::Gelu => {
                 each(slope, &|x| x * c(FRAC_1_SQRT_2));
                 T::erf(slope)?;
+                let mut bell: [T; CHUNK] = [T::zero(); CHUNK];
+                let bell = &mut bell[..x.len()];
+                bell.iter_mut().zip(x).for_each(|(b, x)| *b = c(-0.5) * *x * *x);
+                T::exponential(bell)?;
                 let density = c(FRAC_1_SQRT_2 * FRAC_2_SQRT_PI / 2.0);
-                slope.iter_mut().zip(x).for_each(|(s, x)| {
-                    *s = c(0.5) * (T::one() + *s) + *x * density * (c(-0.5) * *x * *x).exp();
-                });
+                for ((s, x), bell) in slope.iter_mut().zip(x).zip(bell) {
+                    *s = c(0.5) * (T::one() + *s) + *x * density * *bell;
+                }
             }
             Self::GeluTanh { power } => each(slope, &|x| {
                 let (outer, inner) = (c((2.0 / PI).sqrt()), c(0.044_715));
@@ -72,10 +76,14 @@ impl Pointwise {
                 let speed = outer * (T::one() + inner * c(power.into()) * x.powi(power - 1));
                 c(0.5) * (T::one() + t) + c(0.5) * x * (T::one() - t * t) * speed
             }),
-            Self::Silu => each(slope, &|x| {
-                let s = sigmoid(x);
-                s * (T::one() + x * (T::one() - s))
-            }),
+            Self::Silu => {
+                each(slope, &|x| -x.abs());
+                T::exponential(slope)?;
+                for (slope, x) in slope.iter_mut().zip(x) {
+                    let s = sigmoid(*x, *slope);
+                    *slope = s * (T::one() + *x * (T::one() - s));
+                }
+            }
             Self::HardSwish => each(slope, &|x| {
                 if x <= c(-3.0) {
                     T::zero()
@@ -87,15 +95,14 @@ impl Pointwise {
             }),
             Self::LeakyRelu { alpha } => each(slope, &|x| if x > T::zero() { T::one() } else { c(alpha) }),
             Self::Power { exponent } => each(slope, &|x| c(exponent) * x.powf(c(exponent - 1.0))),
-            Self::Softplus => each(slope, &sigmoid),
+            Self::Softplus => each(slope, &|x| sigmoid(x, (-x.abs()).exp())),
         }
         Ok(())
     }
 }
 
-/// 1/(1 + e⁻ˣ) without overflow.
-fn sigmoid<T: Real>(x: T) -> T {
-    let e = (-x.abs()).exp();
+/// 1/(1 + e⁻ˣ) without overflow, from x and e = e^−|x|.
+fn sigmoid<T: Real>(x: T, e: T) -> T {
     let small = e / (T::one() + e);
     if x >= T::zero() { T::one() - small } else { small }
 }

@@ -1,7 +1,7 @@
 //! Images to columns and back: with them a convolution is one matrix product, y = W·unfold(x), and so are its gradients,
 //! ∂W = g·unfold(x)ᵀ and ∂x = fold(Wᵀ·g) (Chellapilla et al. 2006).
 
-use super::kernel::{Kernel, Real, filled, operator, values};
+use super::kernel::{Kernel, Real, add_scaled, filled, operator, values};
 use super::window::Window;
 use crate::prelude::*;
 
@@ -93,8 +93,13 @@ impl Kernel for Fold {
                     let x = &mut x[(sample * c + channel) * pixels..][..pixels];
                     for run in &runs {
                         let line = ((channel * taps + run.tap) * n + sample) * outputs + run.output;
-                        let seen = x[run.input..].iter_mut().step_by(run.step);
-                        seen.zip(&columns[line..][..run.length]).for_each(|(x, y)| *x += *y);
+                        let columns = &columns[line..][..run.length];
+                        if run.step == 1 {
+                            add_scaled(&mut x[run.input..][..run.length], T::one(), columns);
+                        } else {
+                            let seen = x[run.input..].iter_mut().step_by(run.step);
+                            seen.zip(columns).for_each(|(x, y)| *x += *y);
+                        }
                     }
                 }
             }
