@@ -74,14 +74,23 @@ pub struct ModelPlacementSpec {
     pub min_success_time: Span,
     /// Time that a reachable node has from its pick to Active.
     pub progress_deadline: Span,
-    /// Nodes told to activate that have not reported yet.
+    /// Nodes of the wave told to activate that have not reported yet.
     #[schemars(range(min = 1))]
     pub max_in_flight: i32,
+    /// Late joiners told to activate `fallback` that have not reported yet. 0: they wait for their turn.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub max_late: i32,
     /// Failed nodes of this run after which the edge permits no further activation: it stops once failures exceed it.
     #[schemars(range(min = 0))]
     pub max_failed: i32,
     /// What to do.
     pub state: PlacementState,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(n: &i32) -> bool {
+    *n == 0
 }
 
 /// How many nodes of a class may have the version.
@@ -120,6 +129,9 @@ pub struct ModelPlacementStatus {
     /// Highest epoch that any node of this cluster has been ordered or has taken. The hub goes on from there.
     #[serde(default)]
     pub highest_epoch: i64,
+    /// `maxLate` of the order that this status is about.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_late: i32,
     /// Nodes per hardware class.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 16))]
@@ -174,6 +186,9 @@ pub struct ClassCounts {
     /// Serve any version of this model.
     #[serde(default)]
     pub serving: i32,
+    /// Late joiners: without `spec.fallback`, waiting for their turn or on their way to it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late: i32,
 }
 
 /// One failed node.

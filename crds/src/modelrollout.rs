@@ -46,6 +46,10 @@ pub struct ModelRolloutSpec {
     /// In which stages. Default: one node, then a tenth, then all.
     #[serde(default)]
     pub strategy: Strategy,
+    /// Takes a version whose inputs, outputs or labels differ from those of the version that serves, although clients may
+    /// break. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_contract_change: bool,
     /// What becomes of the nodes' models when this object is deleted. Default: Retain.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,

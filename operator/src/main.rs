@@ -33,13 +33,10 @@ async fn main() -> anyhow::Result<()> {
 
 /// The cluster that this process runs in, or the one of the environment's kubeconfig.
 async fn client() -> anyhow::Result<kube::Client> {
-    let mut config = kube::Config::infer()
+    let config = kube::Config::infer()
         .await
         .context("no Kubernetes cluster is configured")?;
-    // Controllers and watches have their own backoff, with a bound. The library's hidden retries double their wait up to
-    // minutes inside one call, which would hold a reconcile and its slot.
-    config.default_retry = false;
-    kube::Client::try_from(config).context("no client for the cluster")
+    fleetune_operator::runtime::client::client(config).context("no client for the cluster")
 }
 
 /// JSON lines in a cluster, short text elsewhere; on standard error.

@@ -1,9 +1,10 @@
 //! Rollouts over the model cluster under faults: controllers that die between any two writes, stale views, cut clusters,
-//! dark, cordoned, slow, crashing and full nodes. The model cluster checks at every write what must always hold.
+//! dark, cordoned, slow, crashing, full and late nodes. The model cluster checks at every write what must always hold.
 
 #![allow(clippy::unwrap_used, reason = "tests only")]
 
 use fleetune_crds::common::Digest;
+use fleetune_operator::testing::fleets::proven;
 use fleetune_operator::testing::model_cluster::{MODEL, ROUND, World, digest};
 use fleetune_operator::testing::model_node::{Fate, ModelNode};
 use proptest::prelude::*;
@@ -45,13 +46,9 @@ fn outcome(world: &World) -> (String, Option<Digest>, Vec<i32>, BTreeMap<String,
 
 fn small(bad: bool) -> World {
     let fleet = [vec![("amd64", 2), ("arm64", 1)], vec![("arm64", 2)]];
-    let mut world = World::new(&fleet, &spec(0, &json!(1), "90%"));
-    world.publish(1);
-    world.settle(3, 300);
-    for node in world.devices.values_mut().flat_map(|d| d.nodes.values_mut()) {
-        if bad {
-            node.fate(&digest(2), Fate::Crashes);
-        }
+    let mut world = proven(World::new(&fleet, &spec(0, &json!(1), "90%")));
+    if bad {
+        world.fate(&digest(2), Fate::Crashes);
     }
     world.publish(2);
     world
@@ -109,6 +106,7 @@ enum Fault {
     Dark(usize, usize),
     Cordon(usize, usize),
     NodeLeaves(usize),
+    NodeJoins(usize),
 }
 
 fn faults(network: bool) -> impl Strategy<Value = Vec<(usize, Fault)>> {
@@ -119,6 +117,7 @@ fn faults(network: bool) -> impl Strategy<Value = Vec<(usize, Fault)>> {
             .boxed(),
         Just(Fault::HubIsStale).boxed(),
         (0..3usize).prop_map(Fault::EdgeIsStale).boxed(),
+        (0..40usize).prop_map(Fault::NodeJoins).boxed(),
     ];
     if network {
         all.extend([
@@ -163,6 +162,11 @@ fn begin(world: &mut World, fault: &Fault) {
         Fault::Dark(i, _) => node(world, *i).set_dark(true, now),
         Fault::Cordon(i, _) => node(world, *i).cordoned = true,
         Fault::NodeLeaves(i) => node(world, *i).gone = true,
+        Fault::NodeJoins(i) => {
+            let cluster = format!("dc-{}", i % world.devices.len());
+            let name = format!("{cluster}-late-{}", world.serving().len());
+            world.join(&cluster, &name, if i % 2 == 0 { "amd64" } else { "arm64" });
+        }
         Fault::Cut(i, _) => set_connected(world, *i, false),
         _ => {}
     }
@@ -226,11 +230,7 @@ fn drive(world: &mut World, faults: &[(usize, Fault)]) {
 
 fn fleet(sizes: &[(u32, u32)], max_failures: i32, max_unavailable: &serde_json::Value, quorum: &str) -> World {
     let clusters: Vec<Vec<(&str, u32)>> = sizes.iter().map(|(a, b)| vec![("amd64", *a), ("arm64", *b)]).collect();
-    let mut world = World::new(&clusters, &spec(max_failures, max_unavailable, quorum));
-    world.publish(1);
-    world.settle(4, 600);
-    assert_eq!(world.phase(), "Complete");
-    world
+    proven(World::new(&clusters, &spec(max_failures, max_unavailable, quorum)))
 }
 
 /// What must have come out once everything has healed and nothing is written any more.
@@ -316,7 +316,7 @@ fn case(
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
-    /// Deaths and stale views alone: the limit over all clusters holds at every write.
+    /// Deaths, stale views and nodes that come late alone: the limit over all clusters holds at every write.
     #[test]
     fn controllers_die_and_look_at_the_past(
         sizes in prop::collection::vec((0..4u32, 1..4u32), 1..4),

@@ -4,47 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "tests only")]
 
 use fleetune_crds::{DeletionPolicy, RunState};
-use fleetune_operator::testing::model_cluster::{MODEL, World, digest};
+use fleetune_operator::testing::fleets::{all_serve, ten_nodes, three_waves, with_first};
+use fleetune_operator::testing::model_cluster::{MODEL, digest};
 use fleetune_operator::testing::model_node::Fate;
-use serde_json::json;
-
-fn spec() -> serde_json::Value {
-    json!({
-        "modelName": MODEL,
-        "follow": "LatestPassing",
-        "strategy": {
-            "stages": [
-                { "name": "canary", "nodes": 1, "minSuccessTime": "30s" },
-                { "name": "half", "nodes": "50%", "minSuccessTime": "20s" },
-                { "name": "all", "nodes": "100%" },
-            ],
-            "progressDeadline": "120s",
-            "maxUnavailable": 2,
-        },
-    })
-}
-
-fn fleet() -> World {
-    World::new(
-        &[vec![("amd64", 3), ("arm64", 2)], vec![("arm64", 4)], vec![("amd64", 1)]],
-        &spec(),
-    )
-}
-
-/// A fleet where version 1 is proven everywhere.
-fn with_first() -> World {
-    let mut world = fleet();
-    world.publish(1);
-    world.settle(5, 300);
-    assert_eq!(world.phase(), "Complete");
-    world
-}
-
-fn all_serve(world: &World, n: u32) {
-    for (node, active) in world.serving() {
-        assert_eq!(active, Some(digest(n)), "{node}");
-    }
-}
 
 #[test]
 fn a_good_version_reaches_every_node_in_three_waves() {
@@ -71,11 +33,7 @@ fn nothing_left_to_do_means_no_writes() {
 #[test]
 fn a_bad_version_stops_at_the_canary_and_touches_nobody_else() {
     let mut world = with_first();
-    for device in world.devices.values_mut() {
-        for node in device.nodes.values_mut() {
-            node.fate(&digest(2), Fate::Refused);
-        }
-    }
+    world.fate(&digest(2), Fate::Refused);
     let before: Vec<_> = world.devices.values().map(|d| d.edge_nodes.clone()).collect();
     world.publish(2);
     world.settle(5, 300);
@@ -100,12 +58,8 @@ fn a_bad_version_stops_at_the_canary_and_touches_nobody_else() {
 
 #[test]
 fn with_nothing_proven_the_way_back_is_no_version() {
-    let mut world = fleet();
-    for device in world.devices.values_mut() {
-        for node in device.nodes.values_mut() {
-            node.fate(&digest(1), Fate::Crashes);
-        }
-    }
+    let mut world = ten_nodes();
+    world.fate(&digest(1), Fate::Crashes);
     world.publish(1);
     world.settle(5, 300);
     assert_eq!(world.phase(), "RolledBack");
@@ -164,20 +118,11 @@ fn a_late_node_gets_the_proven_version_and_none_that_is_under_way() {
     world.publish(2);
     world.settle(5, 300);
     assert_eq!(world.phase(), "WaitingForApproval");
-    let late = fleetune_operator::testing::model_node::ModelNode::new("arm64", world.now);
-    world.devices.get_mut("dc-2").unwrap().nodes.insert("late".into(), late);
+    world.join("dc-2", "late", "arm64");
     world.settle(5, 300);
     assert_eq!(world.serving()["late"], Some(digest(1)));
     let run = world.status().run.unwrap();
-    world.actions.push(
-        serde_json::from_value(json!({
-            "apiVersion": "fleetune.dev/v1alpha1", "kind": "RolloutAction",
-            "metadata": { "name": "go", "namespace": "shop" },
-            "spec": { "rollout": "r", "run": run.number, "stageHash": run.stage_hash, "action": "Approve",
-                      "stage": "half", "by": "someone" },
-        }))
-        .unwrap(),
-    );
+    world.say("go", run.number, &run.stage_hash, Some("half"));
     world.settle(5, 300);
     assert_eq!(world.phase(), "Complete");
     all_serve(&world, 2);
@@ -210,13 +155,9 @@ fn deleting_retains_and_the_next_rollout_adopts_and_returns_to_what_serves() {
     world.settle(5, 100);
     assert!(world.rollout.is_none());
     all_serve(&world, 1);
-    for device in world.devices.values_mut() {
-        for node in device.nodes.values_mut() {
-            node.fate(&digest(2), Fate::Refused);
-        }
-    }
+    world.fate(&digest(2), Fate::Refused);
     world.publish(2);
-    world.make_rollout("uid-2", &spec());
+    world.make_rollout("uid-2", &three_waves());
     world.settle(5, 300);
     assert_eq!(world.phase(), "RolledBack");
     assert_eq!(world.status().proven.unwrap().digest, digest(1));
@@ -228,7 +169,7 @@ fn a_new_rollout_of_the_version_that_serves_is_complete() {
     let mut world = with_first();
     world.delete_rollout();
     world.settle(5, 100);
-    world.make_rollout("uid-2", &spec());
+    world.make_rollout("uid-2", &three_waves());
     world.settle(5, 300);
     assert_eq!(world.phase(), "Complete");
     assert_eq!(world.status().run.unwrap().digest, digest(1));
@@ -246,7 +187,7 @@ fn a_model_that_was_removed_can_be_rolled_out_again_although_nodes_remember_a_hi
         world.round();
     }
     assert!(world.devices.values().all(|d| d.placement.is_none()));
-    world.make_rollout("uid-2", &spec());
+    world.make_rollout("uid-2", &three_waves());
     world.settle(5, 300);
     assert_eq!(world.phase(), "Complete");
     all_serve(&world, 1);
@@ -291,7 +232,7 @@ fn removing_unloads_everywhere_and_goes_after_an_hour_if_a_cluster_is_away() {
 fn a_claimed_model_names_its_owner_and_is_left_alone() {
     let mut world = with_first();
     world.others.insert("uid-1".into(), "first".into());
-    world.make_rollout("uid-2", &spec());
+    world.make_rollout("uid-2", &three_waves());
     world.publish(2);
     world.settle(5, 100);
     let stalled = world
@@ -310,11 +251,7 @@ fn a_claimed_model_names_its_owner_and_is_left_alone() {
 fn a_pick_that_leaves_spends_its_slot_and_its_edge_node_goes_after_an_hour() {
     let mut world = with_first();
     world.calm = false;
-    for device in world.devices.values_mut() {
-        for node in device.nodes.values_mut() {
-            node.fate(&digest(2), Fate::Slow);
-        }
-    }
+    world.fate(&digest(2), Fate::Slow);
     world.edit(|spec| spec.strategy.progress_deadline = "6h".parse().unwrap());
     world.publish(2);
     world.settle(5, 300);

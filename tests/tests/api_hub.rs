@@ -3,81 +3,24 @@
 //! controller manager and no kubelet run here: the test ends Jobs the way they would.
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of a test may end it.
 
-use anyhow::{Context, Result, bail};
-use fleetune_crds::access::{Actor, GRANTS, Scope};
+use anyhow::{Context, Result};
+use fleetune_crds::access::Actor;
 use fleetune_crds::common::Digest;
 use fleetune_crds::conditions::get;
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelVersion, names};
-use fleetune_operator::cli::Process;
-use fleetune_operator::config::HubConfig;
-use fleetune_operator::{hub, process};
+use fleetune_tests::api::operator::Running;
+use fleetune_tests::api::{HOME, access, code, eventually, logs, make};
 use fleetune_tests::lab::{ApiServer, client_from};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-const HOME: &str = "fleetune-system";
 const USER: &str = "fleetune-hub-user";
-
-/// The rules of an actor as RBAC objects have them.
-fn rules(actor: Actor, scope: Scope) -> Value {
-    let of = GRANTS.iter().filter(|g| g.actor == actor && g.scope == scope);
-    of.map(|g| {
-        let mut rule = json!({ "apiGroups": [g.group], "resources": [g.resource], "verbs": g.verbs });
-        if !g.names.is_empty() {
-            rule["resourceNames"] = json!(g.names);
-        }
-        rule
-    })
-    .collect()
-}
-
-async fn make<K>(api: Api<K>, object: Value) -> Result<K>
-where
-    K: DeserializeOwned + Clone + Debug + serde::Serialize,
-{
-    let object: K = serde_json::from_value(object)?;
-    Ok(api.create(&PostParams::default(), &object).await?)
-}
-
-/// Gives the hub's user the rights of the table, and makes the ClusterRole of agents, as the chart does.
-async fn grant(client: &Client) -> Result<()> {
-    let all = || client.clone();
-    for (name, actor, scope) in [
-        ("fleetune-hub", Actor::Hub, Scope::Cluster),
-        (names::EDGE_CLUSTER_ROLE, Actor::EdgeOnHub, Scope::DeviceCluster),
-    ] {
-        let role = json!({ "metadata": { "name": name }, "rules": rules(actor, scope) });
-        make(Api::<ClusterRole>::all(all()), role).await?;
-    }
-    let user = json!([{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER }]);
-    let to = |kind: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": "fleetune-hub" });
-    let metadata = json!({ "name": "fleetune-hub" });
-    make(
-        Api::<ClusterRoleBinding>::all(all()),
-        json!({ "metadata": metadata, "roleRef": to("ClusterRole"), "subjects": user }),
-    )
-    .await?;
-    make(
-        Api::<Role>::namespaced(all(), HOME),
-        json!({ "metadata": metadata, "rules": rules(Actor::Hub, Scope::Operator) }),
-    )
-    .await?;
-    make(
-        Api::<RoleBinding>::namespaced(all(), HOME),
-        json!({ "metadata": metadata, "roleRef": to("Role"), "subjects": user }),
-    )
-    .await?;
-    Ok(())
-}
 
 async fn install_crds(client: &Client) -> Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -87,56 +30,15 @@ async fn install_crds(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Asks until the answer is there.
-async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<T> {
-    let end = Instant::now() + Duration::from_secs(40);
-    loop {
-        if let Some(answer) = ask().await? {
-            return Ok(answer);
-        }
-        if Instant::now() > end {
-            bail!("never came: {what}");
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// One replica of the hub, in this process.
-struct Replica {
-    task: tokio::task::JoinHandle<Result<()>>,
-    shutdown: fleetune_operator::runtime::Shutdown,
-    url: String,
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-fn replica(name: &str, client: Client, url: &str) -> Result<Replica> {
-    let port = free_port();
-    let config: HubConfig = serde_yaml::from_str(&format!(
-        "workerImage: worker\nlisten: 127.0.0.1:{port}\nlease: {{duration: 6s, renew: 1s}}\n\
+/// One replica of the hub.
+async fn replica(server: &ApiServer, name: &str) -> Result<Running> {
+    let config = format!(
+        "lease: {{duration: 6s, renew: 1s}}\n\
          signingKeys: [{{name: main, secret: key, namespaces: [shop]}}]\ndefaultSigningKey: main\n\
-         hub: {{url: '{url}'}}\nheartbeat: {{interval: 1s, unreachableAfter: 4s}}\n"
-    ))?;
-    let process = Process {
-        config: "/dev/null".into(),
-        pod_name: name.into(),
-        pod_namespace: HOME.into(),
-    };
-    let ctx = process::context(config, &process, "fleetune-hub", client)?;
-    let shutdown = ctx.shutdown.clone();
-    Ok(Replica {
-        task: tokio::spawn(process::run(ctx, names::LEASE_HUB, hub::needed(), hub::controllers)),
-        shutdown,
-        url: format!("http://127.0.0.1:{port}"),
-    })
-}
-
-async fn page(replica: &Replica, path: &str) -> Result<(u16, String)> {
-    let answer = reqwest::get(format!("{}{path}", replica.url)).await?;
-    Ok((answer.status().as_u16(), answer.text().await?))
+         hub: {{url: '{}'}}\nheartbeat: {{interval: 1s, unreachableAfter: 4s}}\n",
+        server.url()
+    );
+    Running::hub(name, server.client_of(USER, None).await?, &config)
 }
 
 /// Ends a worker Job and its pod the way the Job controller and the kubelet would.
@@ -148,7 +50,7 @@ async fn end_job(client: &Client, namespace: &str, name: &str, outcome: &Value) 
     let template = serde_json::to_value(job.spec.unwrap().template.spec)?;
     let labels = json!({ "batch.kubernetes.io/controller-uid": uid });
     make(
-        pods.clone(),
+        &pods,
         json!({ "metadata": { "name": format!("{name}-x"), "labels": labels }, "spec": template }),
     )
     .await?;
@@ -187,7 +89,7 @@ fn job() -> Value {
 
 async fn road(client: &Client) -> Result<()> {
     let jobs: Api<FineTuneJob> = Api::namespaced(client.clone(), "shop");
-    make(jobs.clone(), job()).await?;
+    make(&jobs, job()).await?;
     let digest = |what: &str| Digest::of(what.as_bytes());
     let done =
         json!({ "code": "Done", "reason": "Done", "digest": digest("candidate"), "dataManifest": digest("data") });
@@ -246,7 +148,7 @@ async fn ready_reason(api: &Api<DeviceCluster>) -> Result<String> {
 async fn cluster(client: &Client, ca: &str) -> Result<()> {
     let clusters: Api<DeviceCluster> = Api::all(client.clone());
     make(
-        clusters.clone(),
+        &clusters,
         json!({ "apiVersion": "fleetune.dev/v1alpha1", "kind": "DeviceCluster",
                 "metadata": { "name": "berlin", "labels": { "site": "shop" } }, "spec": { "mode": "Pull" } }),
     )
@@ -275,17 +177,10 @@ async fn cluster(client: &Client, ca: &str) -> Result<()> {
     })
     .await?;
     // Its rights end at its own door.
-    let code = |result: Result<(), kube::Error>| match result {
-        Ok(()) => 200,
-        Err(kube::Error::Api(status)) => status.code,
-        Err(error) => panic!("{error}"),
-    };
     let placements = |namespace: &str| Api::<fleetune_crds::ModelPlacement>::namespaced(agent.clone(), namespace);
     let list = ListParams::default();
-    assert_eq!(code(placements(&namespace).list(&list).await.map(|_| ())), 200);
-    assert_eq!(code(placements("fleetune-dc-other").list(&list).await.map(|_| ())), 403);
-    let secrets: Api<Secret> = Api::namespaced(agent.clone(), &namespace);
-    assert_eq!(code(secrets.get(names::EDGE_ACCOUNT).await.map(|_| ())), 403);
+    assert_eq!(code(placements(&namespace).list(&list).await)?, 200);
+    assert_eq!(code(placements("fleetune-dc-other").list(&list).await)?, 403);
     eventually("Unreachable", || async {
         Ok((ready_reason(&clusters).await? == "Unreachable").then_some(()))
     })
@@ -296,7 +191,7 @@ async fn cluster(client: &Client, ca: &str) -> Result<()> {
     })
     .await?;
     // 403 at once, because the binding is gone; 401 once the server no longer remembers the token.
-    let code = code(heart.get(names::LEASE_HEARTBEAT).await.map(|_| ()));
+    let code = code(heart.get(names::LEASE_HEARTBEAT).await)?;
     assert!([401, 403].contains(&code), "revoked: {code}");
     let namespaces: Api<Namespace> = Api::all(client.clone());
     assert!(namespaces.get(&namespace).await?.metadata.deletion_timestamp.is_none());
@@ -306,14 +201,14 @@ async fn cluster(client: &Client, ca: &str) -> Result<()> {
 /// A namespace that is taken, beside all else.
 async fn taken(client: &Client) -> Result<()> {
     make(
-        Api::<Namespace>::all(client.clone()),
+        &Api::<Namespace>::all(client.clone()),
         json!({ "metadata": { "name": "fleetune-dc-oslo" } }),
     )
     .await?;
     let clusters: Api<DeviceCluster> = Api::all(client.clone());
     let oslo = json!({ "metadata": { "name": "oslo" }, "spec": { "mode": "Pull" },
                        "apiVersion": "fleetune.dev/v1alpha1", "kind": "DeviceCluster" });
-    make(clusters.clone(), oslo).await?;
+    make(&clusters, oslo).await?;
     eventually("NamespaceTaken", || async {
         let status = clusters.get("oslo").await?.status.unwrap_or_default();
         Ok(get(&status.conditions, "Stalled")
@@ -341,29 +236,24 @@ async fn versions(client: &Client) -> Result<Vec<String>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hub_on_a_real_api_server() -> Result<()> {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter("info,kube_client=off")
-        .with_test_writer()
-        .try_init();
+    logs();
     let server = ApiServer::start().await?;
     let admin = server.client().await?;
     for name in [HOME, "shop"] {
         make(
-            Api::<Namespace>::all(admin.clone()),
+            &Api::<Namespace>::all(admin.clone()),
             json!({ "metadata": { "name": name } }),
         )
         .await?;
     }
-    grant(&admin).await?;
-    let first = replica("hub-0", server.client_of(USER, None).await?, &server.url())?;
-    let second = replica("hub-1", server.client_of(USER, None).await?, &server.url())?;
-    eventually("a page", || async {
-        Ok(page(&first, "/healthz").await.ok().map(|_| ()))
-    })
-    .await?;
-    let (code, text) = page(&first, "/readyz").await?;
+    access::grant(&admin, Actor::Hub, USER).await?;
+    access::agents_role(&admin).await?;
+    let first = replica(&server, "hub-0").await?;
+    let second = replica(&server, "hub-1").await?;
+    eventually("a page", || async { Ok(first.page("/healthz").await.ok().map(|_| ())) }).await?;
+    let (code, text) = first.page("/readyz").await?;
     assert!(code == 503 && text.contains("finetunejobs.fleetune.dev"), "{text}");
-    let (_, text) = page(&first, "/metrics").await?;
+    let text = first.metrics().await?;
     assert!(
         text.contains(r#"fleetune_crd_missing{crd="finetunejobs.fleetune.dev"} 1"#),
         "{text}"
@@ -371,14 +261,14 @@ async fn the_hub_on_a_real_api_server() -> Result<()> {
     install_crds(&admin).await?;
     for replica in [&first, &second] {
         eventually("ready", || async {
-            Ok((page(replica, "/readyz").await?.0 == 200).then_some(()))
+            Ok((replica.page("/readyz").await?.0 == 200).then_some(()))
         })
         .await?;
     }
     let leads = |text: &str| text.contains("\nfleetune_leader 1");
     let leader = eventually("a leader", || async {
-        let first_leads = leads(&page(&first, "/metrics").await?.1);
-        let second_leads = leads(&page(&second, "/metrics").await?.1);
+        let first_leads = leads(&first.metrics().await?);
+        let second_leads = leads(&second.metrics().await?);
         assert!(!(first_leads && second_leads), "two leaders");
         Ok((first_leads || second_leads).then_some(first_leads))
     })
@@ -394,7 +284,7 @@ async fn the_hub_on_a_real_api_server() -> Result<()> {
     leader.task.abort();
     let died = Instant::now();
     eventually("another leader", || async {
-        Ok(leads(&page(&standby, "/metrics").await?.1).then_some(()))
+        Ok(leads(&standby.metrics().await?).then_some(()))
     })
     .await?;
     assert!(
@@ -407,7 +297,7 @@ async fn the_hub_on_a_real_api_server() -> Result<()> {
         .as_str()
         .context("ca")?;
     cluster(&admin, ca).await?;
-    let (_, text) = page(&standby, "/metrics").await?;
+    let text = standby.metrics().await?;
     assert!(
         text.contains(r#"fleetune_reconcile_total{kind="FineTuneJob",outcome="success"}"#),
         "{text}"
@@ -417,8 +307,7 @@ async fn the_hub_on_a_real_api_server() -> Result<()> {
         "the table lacks a right: {text}"
     );
     // The new leader leaves in order and gives the lease back.
-    standby.shutdown.trigger();
-    standby.task.await??;
+    standby.end().await?;
     let lease: Lease = Api::namespaced(admin.clone(), HOME).get(names::LEASE_HUB).await?;
     assert_eq!(lease.spec.unwrap().holder_identity, None);
     Ok(())

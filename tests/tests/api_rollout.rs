@@ -1,484 +1,249 @@
 //! Rollouts over real API servers: a hub and two device clusters, one Pull, one Push, each component with exactly the
-//! rights of the access table. No kubelet runs here: Nodes and runtime pods are objects, and the runtimes' part is played
-//! by the node of the model cluster, which writes EdgeNode statuses as the runtime would.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::too_many_lines)] // Helpers of a test may end it; one story is one test.
+//! rights of the access table. No kubelet runs here: `fleetune_tests::api::runtimes` plays the nodes.
 
-use anyhow::{Context, Result, bail};
-use fleetune_crds::access::{Actor, GRANTS, Scope};
-use fleetune_crds::common::Digest;
-use fleetune_crds::{DeviceCluster, EdgeNode, ModelPlacement, ModelRollout, ModelVersion, RolloutAction, names};
-use fleetune_operator::cli::Process;
-use fleetune_operator::config::{EdgeConfig, HubConfig};
-use fleetune_operator::runtime::{Shutdown, crds};
-use fleetune_operator::testing::model_node::{Fate, ModelNode};
-use fleetune_operator::{edge, hub, process};
-use fleetune_tests::lab::ApiServer;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use anyhow::{Context, Result};
+use fleetune_crds::{DeviceCluster, EdgeNode, ModelPlacement, ModelRollout, ModelRolloutStatus, RolloutAction, Run};
+use fleetune_operator::testing::model_node::Fate;
+use fleetune_tests::api::fleet::{Fleet, SHORT_LEASE, digest};
+use fleetune_tests::api::{eventually, logs, make};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const HOME: &str = "fleetune-system";
-const KEY: &str = "shop/shirts";
-
-async fn make<K>(api: Api<K>, object: Value) -> Result<K>
-where
-    K: DeserializeOwned + Clone + Debug + serde::Serialize,
-{
-    let object: K = serde_json::from_value(object)?;
-    Ok(api.create(&PostParams::default(), &object).await?)
+/// The parts are one story: what each leaves is what the next one finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_over_real_api_servers() -> Result<()> {
+    logs();
+    let mut fleet = Fleet::start(SHORT_LEASE).await?;
+    the_first_version_is_proven_in_three_waves(&fleet).await?;
+    converged_means_no_writes(&fleet).await?;
+    a_bad_version_is_taken_back_although_the_hub_dies(&mut fleet).await?;
+    only_a_word_on_this_run_and_these_stages_counts(&fleet).await?;
+    an_abort_takes_back_what_was_begun(&fleet).await?;
+    another_contract_needs_a_word(&fleet).await?;
+    it_is_seen_from_outside(&fleet).await?;
+    deleting_it_unloads_nothing(&fleet).await?;
+    fleet.end().await
 }
 
-async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<T> {
-    let end = Instant::now() + Duration::from_secs(90);
-    loop {
-        if let Some(answer) = ask().await? {
-            return Ok(answer);
-        }
-        if Instant::now() > end {
-            bail!("never came: {what}");
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+async fn the_first_version_is_proven_in_three_waves(fleet: &Fleet) -> Result<()> {
+    let stages = json!([
+        { "name": "canary", "nodes": 1, "minSuccessTime": "1s" },
+        { "name": "half", "nodes": "50%" },
+        { "name": "all", "nodes": "100%" },
+    ]);
+    fleet.roll_out(json!({ "maxUnavailable": 2, "stages": stages })).await?;
+    fleet.publish(1, "contract").await?;
+    let status = fleet.until_phase("Complete", 1).await?;
+    let waves = run_of(status)?.waves;
+    assert_eq!(waves.iter().map(|w| w.nodes).collect::<Vec<_>>(), [1, 3, 6]);
+    for pair in waves.windows(2) {
+        let passed = pair[0].passed_at.as_ref().context("a wave that has not passed")?;
+        assert!(*passed <= pair[1].started_at);
     }
-}
-
-fn rules(actor: Actor, scope: Scope) -> Value {
-    let of = GRANTS.iter().filter(|g| g.actor == actor && g.scope == scope);
-    of.map(|g| {
-        let mut rule = json!({ "apiGroups": [g.group], "resources": [g.resource], "verbs": g.verbs });
-        if !g.names.is_empty() {
-            rule["resourceNames"] = json!(g.names);
-        }
-        rule
-    })
-    .collect()
-}
-
-/// Gives `user` an actor's rights: cluster-wide, in its home, and in the runtime's namespace.
-async fn grant(client: &Client, actor: Actor, user: &str) -> Result<()> {
-    let subjects = json!([{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user }]);
-    let to = |kind: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": user });
-    let metadata = json!({ "name": user });
-    let role = json!({ "metadata": metadata, "rules": rules(actor, Scope::Cluster) });
-    make(Api::<ClusterRole>::all(client.clone()), role).await?;
-    let binding = json!({ "metadata": metadata, "roleRef": to("ClusterRole"), "subjects": subjects });
-    make(Api::<ClusterRoleBinding>::all(client.clone()), binding).await?;
-    for (namespace, scope) in [(HOME, Scope::Operator), (names::NODE_NAMESPACE, Scope::NodeRuntime)] {
-        let role = json!({ "metadata": metadata, "rules": rules(actor, scope) });
-        make(Api::<Role>::namespaced(client.clone(), namespace), role).await?;
-        let binding = json!({ "metadata": metadata, "roleRef": to("Role"), "subjects": subjects });
-        make(Api::<RoleBinding>::namespaced(client.clone(), namespace), binding).await?;
-    }
+    assert_eq!(fleet.astray(1), [""; 0]);
     Ok(())
 }
 
-async fn prepare(client: &Client, kinds: Vec<(&str, CustomResourceDefinition)>) -> Result<()> {
-    for name in [HOME, "shop", names::NODE_NAMESPACE] {
-        make(
-            Api::<Namespace>::all(client.clone()),
-            json!({ "metadata": { "name": name } }),
-        )
-        .await?;
-    }
-    for (_, crd) in kinds {
-        let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-        api.create(&PostParams::default(), &crd).await?;
-    }
+async fn converged_means_no_writes(fleet: &Fleet) -> Result<()> {
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let before = versions(fleet).await?;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(versions(fleet).await?, before);
     Ok(())
 }
 
-/// A Ready Node with a Ready runtime pod.
-async fn node(client: &Client, name: &str, arch: &str) -> Result<()> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    make(nodes.clone(), json!({ "metadata": { "name": name } })).await?;
-    let now = Timestamp::now();
-    let info = json!({
-        "architecture": arch, "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
-        "kubeletVersion": "", "machineID": "", "operatingSystem": "linux", "osImage": "", "systemUUID": "",
-    });
-    let ready = json!({ "type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": now, "lastHeartbeatTime": now });
-    let status = Patch::Merge(json!({ "status": { "nodeInfo": info, "conditions": [ready] } }));
-    nodes.patch_status(name, &PatchParams::default(), &status).await?;
-    let taints = Patch::Merge(json!({ "spec": { "taints": null, "unschedulable": null } }));
-    nodes.patch(name, &PatchParams::default(), &taints).await?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), names::NODE_NAMESPACE);
-    let pod = json!({
-        "metadata": { "name": format!("runtime-{name}"), "labels": { "app.kubernetes.io/name": "fleetune-node" } },
-        "spec": { "nodeName": name, "containers": [{ "name": "node", "image": "worker" }] },
-    });
-    make(pods.clone(), pod).await?;
-    let ready = json!({ "type": "Ready", "status": "True", "lastTransitionTime": now });
-    let status = Patch::Merge(json!({ "status": { "phase": "Running", "conditions": [ready] } }));
-    pods.patch_status(&format!("runtime-{name}"), &PatchParams::default(), &status)
-        .await?;
-    Ok(())
-}
-
-/// The runtimes of one cluster, as the model cluster has them.
-type Runtimes = Arc<Mutex<BTreeMap<String, ModelNode>>>;
-
-fn play_runtimes(client: Client, runtimes: Runtimes) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        let api: Api<EdgeNode> = Api::all(client);
-        loop {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            let Ok(all) = api.list(&ListParams::default()).await else {
-                continue;
-            };
-            for edge_node in all {
-                let name = edge_node.name_any();
-                let state = {
-                    let mut runtimes = runtimes.lock().unwrap();
-                    let Some(node) = runtimes.get_mut(&name) else { continue };
-                    node.look(edge_node.spec.models.get(KEY), Timestamp::now());
-                    node.was_told().then(|| node.state.clone())
-                };
-                let Some(state) = state else { continue };
-                let old = edge_node.status.unwrap_or_default();
-                if old.models.get(KEY) == Some(&state) {
-                    continue;
-                }
-                let status = json!({
-                    "apiVersion": EdgeNode::api_version(&()), "kind": EdgeNode::kind(&()),
-                    "status": { "build": "0.1.0", "models": { KEY: state } },
-                });
-                let params = PatchParams::apply(names::MANAGER_NODE).force();
-                let _ = api.patch_status(&name, &params, &Patch::Apply(&status)).await;
-            }
-        }
-    })
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-fn process_of(name: &str) -> Process {
-    Process {
-        config: "/dev/null".into(),
-        pod_name: name.into(),
-        pod_namespace: HOME.into(),
+/// The resourceVersion of everything that the operator writes but Leases.
+async fn versions(fleet: &Fleet) -> Result<Vec<String>> {
+    async fn of<K>(client: &Client) -> Result<Vec<String>>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let all = Api::<K>::all(client.clone()).list(&ListParams::default()).await?;
+        Ok(all.iter().filter_map(ResourceExt::resource_version).collect())
     }
-}
-
-const COMMON: &str = "lease: {duration: 3s, renew: 500ms}\nheartbeat: {interval: 1s, unreachableAfter: 10s}\n";
-
-struct Running {
-    task: tokio::task::JoinHandle<Result<()>>,
-    shutdown: Shutdown,
-    url: String,
-}
-
-fn run_hub(name: &str, client: Client, url: &str) -> Result<Running> {
-    let port = free_port();
-    let text = format!("workerImage: worker\nlisten: 127.0.0.1:{port}\nhub: {{url: '{url}'}}\n{COMMON}");
-    let config: HubConfig = serde_yaml::from_str(&text)?;
-    let ctx = process::context(config, &process_of(name), "fleetune-hub", client)?;
-    Ok(Running {
-        shutdown: ctx.shutdown.clone(),
-        task: tokio::spawn(process::run(ctx, names::LEASE_HUB, hub::needed(), hub::controllers)),
-        url: format!("http://127.0.0.1:{port}"),
-    })
-}
-
-fn run_edge(cluster: &str, client: Client, kubeconfig: &std::path::Path) -> Result<Running> {
-    let port = free_port();
-    let path = kubeconfig.display();
-    let text = format!("cluster: {cluster}\nhubKubeconfig: {path}\nlisten: 127.0.0.1:{port}\n{COMMON}");
-    let config: EdgeConfig = serde_yaml::from_str(&text)?;
-    let ctx = process::context(config, &process_of("edge-0"), "fleetune-edge", client)?;
-    Ok(Running {
-        shutdown: ctx.shutdown.clone(),
-        task: tokio::spawn(process::run(
-            ctx,
-            names::LEASE_EDGE,
-            vec![crds::needed::<EdgeNode>()],
-            edge::start,
-        )),
-        url: format!("http://127.0.0.1:{port}"),
-    })
-}
-
-async fn page(running: &Running) -> Result<String> {
-    Ok(reqwest::get(format!("{}/metrics", running.url)).await?.text().await?)
-}
-
-fn digest(n: u32) -> Digest {
-    Digest::of(&n.to_be_bytes())
-}
-
-async fn publish(client: &Client, n: u32) -> Result<()> {
-    let (digest, contract) = (digest(n), Digest::of(b"contract"));
-    let version = json!({
-        "metadata": { "name": format!("shirts-{n}"), "namespace": "shop" },
-        "apiVersion": "fleetune.dev/v1alpha1", "kind": "ModelVersion",
-        "spec": {
-            "modelName": "shirts", "sequence": n, "task": "Classification", "job": "j", "dataManifest": digest,
-            "baseModelSha256": "0".repeat(64), "publishedAt": "2026-01-01T00:00:00Z",
-            "source": { "repository": "registry.test/m", "digest": digest, "report": digest, "signature": digest, "contract": contract },
-            "summary": { "samples": 1, "metrics": {}, "baseline": "majority", "baselineMetrics": {}, "bytes": 1,
-                         "p95LatencyMs": "1", "peakMemoryBytes": 1, "contract": contract },
-        },
-    });
-    make(Api::<ModelVersion>::namespaced(client.clone(), "shop"), version).await?;
-    Ok(())
-}
-
-async fn phase(client: &Client) -> Result<String> {
-    let api: Api<ModelRollout> = Api::namespaced(client.clone(), "shop");
-    let status = api.get("shirts").await?.status.unwrap_or_default();
-    Ok(status.phase.unwrap_or_default())
-}
-
-async fn until_phase(client: &Client, wanted: &str, version: u32) -> Result<fleetune_crds::ModelRolloutStatus> {
-    let api: Api<ModelRollout> = Api::namespaced(client.clone(), "shop");
-    let name = format!("shirts-{version}");
-    let result = eventually(wanted, || async {
-        let status = api.get("shirts").await?.status.unwrap_or_default();
-        let same = status.run.as_ref().is_some_and(|r| r.version == name);
-        Ok((same && status.phase.as_deref() == Some(wanted)).then_some(status))
-    })
-    .await;
-    if result.is_err() {
-        bail!("no {wanted} of {name}: {:#?}", api.get("shirts").await?.status);
-    }
-    result
-}
-
-fn all_serve(clusters: &[&Runtimes], n: u32) {
-    for (name, node) in clusters.iter().flat_map(|c| c.lock().unwrap().clone()) {
-        assert_eq!(node.state.active, Some(digest(n)), "{name}");
-    }
-}
-
-async fn versions_of(hub: &Client, devices: [&Client; 2]) -> Result<Vec<String>> {
-    let mut all = Vec::new();
-    let list = ListParams::default();
-    for object in Api::<ModelRollout>::all(hub.clone()).list(&list).await? {
-        all.push(object.resource_version().unwrap());
-    }
-    for object in Api::<ModelPlacement>::all(hub.clone()).list(&list).await? {
-        all.push(object.resource_version().unwrap());
-    }
-    for object in Api::<DeviceCluster>::all(hub.clone()).list(&list).await? {
-        all.push(object.resource_version().unwrap());
-    }
-    for device in devices {
-        for object in Api::<EdgeNode>::all(device.clone()).list(&list).await? {
-            all.push(object.resource_version().unwrap());
-        }
+    let mut all = of::<ModelRollout>(&fleet.admin).await?;
+    all.extend(of::<ModelPlacement>(&fleet.admin).await?);
+    all.extend(of::<DeviceCluster>(&fleet.admin).await?);
+    for device in &fleet.devices {
+        all.extend(of::<EdgeNode>(device).await?);
     }
     Ok(all)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollout_over_real_api_servers() -> Result<()> {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter("info,kube_client=off")
-        .with_test_writer()
-        .try_init();
-    let hub_server = ApiServer::start().await?;
-    let (pull_server, push_server) = (ApiServer::start().await?, ApiServer::start().await?);
-    let (admin, pull, push) = (
-        hub_server.client().await?,
-        pull_server.client().await?,
-        push_server.client().await?,
-    );
-    prepare(&admin, fleetune_crds::yaml::hub()).await?;
-    grant(&admin, Actor::Hub, "hub-user").await?;
-    let agents = json!({ "metadata": { "name": names::EDGE_CLUSTER_ROLE }, "rules": rules(Actor::EdgeOnHub, Scope::DeviceCluster) });
-    make(Api::<ClusterRole>::all(admin.clone()), agents).await?;
-    let mut runtimes: Vec<Runtimes> = Vec::new();
-    let mut players = Vec::new();
-    for (client, cluster) in [(&pull, "alpha"), (&push, "beta")] {
-        prepare(client, fleetune_crds::yaml::edge()).await?;
-        grant(client, Actor::Edge, "edge-user").await?;
-        let mut nodes = BTreeMap::new();
-        // Pods are admitted with a ServiceAccount only where no controller makes one.
-        let account: Api<ServiceAccount> = Api::namespaced(client.clone(), names::NODE_NAMESPACE);
-        make(account, json!({ "metadata": { "name": "default" } })).await?;
-        for (n, arch) in [(0, "amd64"), (1, "arm64"), (2, "amd64")] {
-            let name = format!("{cluster}-{n}");
-            node(client, &name, arch).await?;
-            nodes.insert(name, ModelNode::new(arch, Timestamp::now()));
-        }
-        let nodes: Runtimes = Arc::new(Mutex::new(nodes));
-        players.push(play_runtimes(client.clone(), nodes.clone()));
-        runtimes.push(nodes);
+async fn a_bad_version_is_taken_back_although_the_hub_dies(fleet: &mut Fleet) -> Result<()> {
+    for runtimes in &fleet.runtimes {
+        runtimes.fate(&digest(2), Fate::Crashes);
     }
-    let both = [&runtimes[0], &runtimes[1]];
+    fleet.publish(2, "contract").await?;
+    fleet.until("a run", |s| s.phase.as_deref() != Some("Complete")).await?;
+    fleet.replace_hub("hub-1").await?;
+    let status = fleet.until_phase("RolledBack", 2).await?;
+    assert_eq!((status.nodes.failed, &status.aborted[..]), (1, &[digest(2)][..]));
+    let message = run_of(status)?.message;
+    assert!(message.contains("CrashLoop"), "{message}");
+    assert_eq!(fleet.astray(1), [""; 0]);
+    assert_eq!(opened(fleet, 2), 1, "the canary alone");
+    Ok(())
+}
 
-    let hub_client = || hub_server.client_of("hub-user", None);
-    let first_hub = run_hub("hub-0", hub_client().await?, &hub_server.url())?;
-    let secret = json!({
-        "metadata": { "name": "beta", "namespace": HOME },
-        "stringData": { "kubeconfig": push_server.kubeconfig_of("edge-user", None)? },
-    });
-    make(Api::<Secret>::namespaced(admin.clone(), HOME), secret).await?;
-    let clusters: Api<DeviceCluster> = Api::all(admin.clone());
-    let cluster = |name: &str, spec: Value| {
-        json!({ "apiVersion": "fleetune.dev/v1alpha1", "kind": "DeviceCluster",
-                "metadata": { "name": name, "labels": { "site": "shop" } }, "spec": spec })
-    };
-    make(clusters.clone(), cluster("alpha", json!({ "mode": "Pull" }))).await?;
-    make(
-        clusters.clone(),
-        cluster("beta", json!({ "mode": "Push", "kubeconfigSecret": "beta" })),
+async fn only_a_word_on_this_run_and_these_stages_counts(fleet: &Fleet) -> Result<()> {
+    stages(
+        fleet,
+        json!([{ "name": "canary", "nodes": 1 }, { "name": "all", "nodes": "100%", "approval": true }]),
     )
     .await?;
+    fleet.publish(3, "contract").await?;
+    let run = run_of(fleet.until_phase("WaitingForApproval", 3).await?)?;
+    let other = Run {
+        number: run.number + 1,
+        ..run.clone()
+    };
+    assert_eq!(answer(fleet, "other-run", &other, "Approve").await?, "Ignored");
 
-    // The Pull agent gets what registration made for it, and nothing else.
-    let secrets: Api<Secret> = Api::namespaced(admin.clone(), &names::cluster_namespace("alpha"));
-    let secret = eventually("the agent's kubeconfig", || async {
-        Ok(secrets.get_opt(names::EDGE_ACCOUNT).await?)
-    })
-    .await?;
-    let mut kubeconfig: Value = serde_json::from_slice(&secret.data.context("data")?["kubeconfig"].0)?;
-    let ca: Value = serde_yaml::from_str(&hub_server.kubeconfig()?)?;
-    let authority = &ca["clusters"][0]["cluster"]["certificate-authority-data"];
-    kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"] = authority.clone();
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), kubeconfig.to_string())?;
-    let agent = run_edge("alpha", pull_server.client_of("edge-user", None).await?, file.path())?;
-
-    let rollout = json!({
-        "apiVersion": "fleetune.dev/v1alpha1", "kind": "ModelRollout", "metadata": { "name": "shirts", "namespace": "shop" },
-        "spec": {
-            "modelName": "shirts", "follow": "LatestPassing", "targets": { "clusters": { "matchLabels": { "site": "shop" } } },
-            "strategy": { "maxUnavailable": 2, "stages": [
-                { "name": "canary", "nodes": 1, "minSuccessTime": "1s" },
-                { "name": "half", "nodes": "50%" },
-                { "name": "all", "nodes": "100%" },
-            ] },
-        },
-    });
-    let rollouts: Api<ModelRollout> = Api::namespaced(admin.clone(), "shop");
-    make(rollouts.clone(), rollout).await?;
-    publish(&admin, 1).await?;
-    let started = Instant::now();
-    let status = until_phase(&admin, "Complete", 1).await?;
-    tracing::info!(elapsed = ?started.elapsed(), "the first version is proven");
-    let waves = status.run.unwrap().waves;
-    assert_eq!(waves.iter().map(|w| w.nodes).collect::<Vec<_>>(), [1, 3, 6]);
-    assert!(
-        waves
-            .windows(2)
-            .all(|w| w[0].passed_at.as_ref().unwrap() <= &w[1].started_at)
-    );
-    all_serve(&both, 1);
-
-    // Converged means no writes.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let before = versions_of(&admin, [&pull, &push]).await?;
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    assert_eq!(versions_of(&admin, [&pull, &push]).await?, before);
-
-    // A bad version, and the hub dies in the middle of it.
-    for node in both
-        .iter()
-        .flat_map(|c| c.lock().unwrap().keys().cloned().collect::<Vec<_>>())
-    {
-        for cluster in both {
-            if let Some(node) = cluster.lock().unwrap().get_mut(&node) {
-                node.fate(&digest(2), Fate::Crashes);
-            }
-        }
-    }
-    publish(&admin, 2).await?;
-    eventually("a run", || async {
-        Ok((phase(&admin).await? != "Complete").then_some(()))
-    })
-    .await?;
-    first_hub.task.abort();
-    let second_hub = run_hub("hub-1", hub_client().await?, &hub_server.url())?;
-    let status = until_phase(&admin, "RolledBack", 2).await?;
-    assert!(
-        status.run.unwrap().message.contains("CrashLoop"),
-        "{:?}",
-        status.conditions
-    );
-    assert_eq!((status.nodes.failed, status.aborted), (1, vec![digest(2)]));
-    all_serve(&both, 1);
-    let opened = both
-        .iter()
-        .flat_map(|c| c.lock().unwrap().values().cloned().collect::<Vec<_>>());
-    assert_eq!(
-        opened.filter(|n| n.opened.contains(digest(2).as_str())).count(),
-        1,
-        "the canary alone"
-    );
-
-    // An approval for another run changes nothing; the right one lets the wave start.
-    let approval = Patch::Merge(json!({ "spec": { "strategy": { "stages": [
-        { "name": "canary", "nodes": 1 }, { "name": "all", "nodes": "100%", "approval": true },
-    ] } } }));
-    rollouts.patch("shirts", &PatchParams::default(), &approval).await?;
-    publish(&admin, 3).await?;
-    let run = until_phase(&admin, "WaitingForApproval", 3).await?.run.unwrap();
-    let actions: Api<RolloutAction> = Api::namespaced(admin.clone(), "shop");
-    for (name, number) in [("wrong", run.number + 1), ("right", run.number)] {
-        let action = json!({
-            "apiVersion": "fleetune.dev/v1alpha1", "kind": "RolloutAction", "metadata": { "name": name, "namespace": "shop" },
-            "spec": { "rollout": "shirts", "run": number, "stageHash": run.stage_hash, "action": "Approve", "stage": "all", "by": "me" },
-        });
-        make(actions.clone(), action).await?;
-        eventually("an answer", || async {
-            let status = actions.get(name).await?.status;
-            Ok(status.filter(|s| !s.conditions.is_empty()))
+    // The list of stages changes in the middle of the run: what was said of the old one counts no more.
+    let longer = json!([
+        { "name": "canary", "nodes": 1 }, { "name": "more", "nodes": 2 }, { "name": "all", "nodes": "100%", "approval": true },
+    ]);
+    stages(fleet, longer).await?;
+    let changed = fleet
+        .until("the new stages", |s| {
+            let new = s
+                .run
+                .as_ref()
+                .is_some_and(|r| r.stage_hash != run.stage_hash && r.waves.len() == 2);
+            new && s.phase.as_deref() == Some("WaitingForApproval")
         })
         .await?;
-    }
-    assert_eq!(
-        actions.get("wrong").await?.status.unwrap().conditions[0].reason,
-        "Ignored"
-    );
-    until_phase(&admin, "Complete", 3).await?;
-    all_serve(&both, 3);
+    let changed = run_of(changed)?;
+    assert_eq!(changed.number, run.number, "the same run goes on");
+    assert_eq!(answer(fleet, "old-stages", &run, "Approve").await?, "Ignored");
+    let events: Api<Event> = Api::namespaced(fleet.admin.clone(), "shop");
+    let told = eventually("an event", || async {
+        let all = events.list(&ListParams::default()).await?;
+        Ok(all.into_iter().find(|e| {
+            let note = e.note.as_deref().unwrap_or_default();
+            e.reason.as_deref() == Some("ActionIgnored") && note.contains("old-stages")
+        }))
+    })
+    .await?;
+    assert_eq!(told.type_.as_deref(), Some("Warning"));
+    assert_eq!(answer(fleet, "right", &changed, "Approve").await?, "Taken");
+    fleet.until_phase("Complete", 3).await?;
+    assert_eq!(fleet.astray(3), [""; 0]);
+    Ok(())
+}
 
-    // Seen from outside.
-    let text = page(&second_hub).await?;
+async fn an_abort_takes_back_what_was_begun(fleet: &Fleet) -> Result<()> {
+    fleet.publish(4, "contract").await?;
+    let run = run_of(fleet.until_phase("WaitingForApproval", 4).await?)?;
+    assert_eq!(opened(fleet, 4), 2);
+    assert_eq!(answer(fleet, "stop", &run, "Abort").await?, "Taken");
+    let status = fleet.until_phase("RolledBack", 4).await?;
+    assert_eq!(status.aborted.first(), Some(&digest(4)));
+    let message = run_of(status)?.message;
+    assert!(message.contains("aborted by me"), "{message}");
+    assert_eq!(fleet.astray(3), [""; 0]);
+    Ok(())
+}
+
+async fn another_contract_needs_a_word(fleet: &Fleet) -> Result<()> {
+    stages(fleet, json!([{ "name": "all", "nodes": "100%" }])).await?;
+    fleet.publish(5, "another contract").await?;
+    let stalled = |s: &ModelRolloutStatus| {
+        s.conditions
+            .iter()
+            .any(|c| c.type_ == "Stalled" && c.reason == "ContractChanged")
+    };
+    fleet.until("ContractChanged", stalled).await?;
+    assert_eq!(fleet.astray(3), [""; 0]);
+    change(fleet, json!({ "allowContractChange": true })).await?;
+    fleet.until_phase("Complete", 5).await?;
+    assert_eq!(fleet.astray(5), [""; 0]);
+    Ok(())
+}
+
+async fn it_is_seen_from_outside(fleet: &Fleet) -> Result<()> {
+    let text = fleet.hub.metrics().await?;
     for series in [
         r#"fleetune_rollout_nodes{namespace="shop",rollout="shirts",state="active"} 6"#,
-        r#"fleetune_rollout_wave{namespace="shop",rollout="shirts"} 2"#,
+        r#"fleetune_rollout_wave{namespace="shop",rollout="shirts"} 1"#,
         r#"fleetune_edge_request_seconds_count{outcome="success",verb="heartbeat"}"#,
     ] {
         assert!(text.contains(series), "{series}\n{text}");
     }
-    assert!(
-        !text.contains(r#"reason="Forbidden""#) && !text.contains(r#"outcome="Forbidden""#),
-        "{text}"
-    );
-    let text = page(&agent).await?;
+    let refused = |text: &str| text.contains(r#"reason="Forbidden""#) || text.contains(r#"outcome="Forbidden""#);
+    assert!(!refused(&text), "the table lacks a right: {text}");
+    let text = fleet.agent.metrics().await?;
     assert!(text.contains(r#"fleetune_edge_hub_away{cluster="alpha"} 0"#), "{text}");
-    assert!(!text.contains(r#"outcome="Forbidden""#), "{text}");
+    assert!(!refused(&text), "the table lacks a right: {text}");
+    Ok(())
+}
 
-    // Deleting the rollout unloads nothing; the placements stay, nobody's.
+/// The placements stay, nobody's.
+async fn deleting_it_unloads_nothing(fleet: &Fleet) -> Result<()> {
+    let rollouts = fleet.rollouts();
     rollouts.delete("shirts", &DeleteParams::default()).await?;
     eventually("its end", || async {
         Ok(rollouts.get_opt("shirts").await?.is_none().then_some(()))
     })
     .await?;
-    let left = Api::<ModelPlacement>::all(admin.clone())
-        .list(&ListParams::default())
-        .await?;
+    let placements: Api<ModelPlacement> = Api::all(fleet.admin.clone());
+    let left = placements.list(&ListParams::default()).await?;
     assert_eq!(left.items.len(), 2);
     assert!(left.iter().all(|p| p.spec.rollout_uid.is_empty()));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    all_serve(&both, 3);
-
-    for running in [agent, second_hub] {
-        running.shutdown.trigger();
-        tokio::time::timeout(Duration::from_secs(15), running.task).await???;
-    }
-    players.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(fleet.astray(5), [""; 0]);
     Ok(())
+}
+
+fn run_of(status: ModelRolloutStatus) -> Result<Run> {
+    status.run.context("no run")
+}
+
+/// How many nodes ever opened version `n`.
+fn opened(fleet: &Fleet, n: u32) -> usize {
+    let nodes = fleet.nodes();
+    nodes
+        .values()
+        .filter(|node| node.opened.contains(digest(n).as_str()))
+        .count()
+}
+
+async fn change(fleet: &Fleet, spec: Value) -> Result<()> {
+    let patch = Patch::Merge(json!({ "spec": spec }));
+    fleet
+        .rollouts()
+        .patch("shirts", &PatchParams::default(), &patch)
+        .await?;
+    Ok(())
+}
+
+async fn stages(fleet: &Fleet, stages: Value) -> Result<()> {
+    change(fleet, json!({ "strategy": { "stages": stages } })).await
+}
+
+/// Says a word on a run, and returns the reason of the answer.
+async fn answer(fleet: &Fleet, name: &str, run: &Run, action: &str) -> Result<String> {
+    let mut spec = json!({
+        "rollout": "shirts", "run": run.number, "stageHash": run.stage_hash, "action": action, "by": "me",
+    });
+    if action == "Approve" {
+        spec["stage"] = json!("all");
+    }
+    let object = json!({
+        "apiVersion": "fleetune.dev/v1alpha1", "kind": "RolloutAction", "spec": spec,
+        "metadata": { "name": name, "namespace": "shop" },
+    });
+    let actions: Api<RolloutAction> = Api::namespaced(fleet.admin.clone(), "shop");
+    make(&actions, object).await?;
+    eventually("an answer", || async {
+        let conditions = actions.get(name).await?.status.unwrap_or_default().conditions;
+        Ok(conditions.first().map(|c| c.reason.clone()))
+    })
+    .await
 }

@@ -93,7 +93,8 @@ pub struct FineTuneJobSpec {
     /// Holds the job back, or ends its running pod; the job starts over when it is set to false again. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend: bool,
-    /// Time from the start after which the job fails with DeadlineExceeded. Default: 24h.
+    /// Time from the start after which the job fails with DeadlineExceeded; time in which it is suspended does not count.
+    /// Default: 24h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_deadline: Option<Span>,
     /// How often a worker pod that failed for a passing cause is tried again. Default: 3.

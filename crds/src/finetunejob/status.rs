@@ -1,7 +1,7 @@
 //! The status of a job.
 
 use super::Metric;
-use crate::common::{Decimal, Digest};
+use crate::common::{Decimal, Digest, Span};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,12 @@ pub struct FineTuneJobStatus {
     /// When the first worker Job was made; from then on the spec is immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
+    /// Since when the started job has been suspended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_at: Option<Time>,
+    /// How long it had been suspended before that, since its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_for: Option<Span>,
     /// When the job succeeded or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,

@@ -12,6 +12,7 @@ use crate::config::HubConfig;
 use crate::process::Controllers;
 use crate::runtime::controller::{Options, controller, run};
 use crate::runtime::error::{class_of, reason_of};
+use crate::runtime::watch::{news, watch};
 use crate::runtime::{Class, Classify, Context, Wake};
 use fleetune_crds::conditions::{READY, get};
 use fleetune_crds::{DeviceCluster, names};
@@ -114,14 +115,11 @@ impl Classify for Error {
 /// The controller, running until the context's switch is thrown.
 pub fn start(ctx: &Context<HubConfig>) -> Controllers {
     let (leases, writer) = store::<Lease>();
-    let beats = watcher(
+    let beats = watch(
         Api::<Lease>::all(ctx.client.clone()),
         watcher::Config::default().labels(names::LABEL_CLUSTER),
-    )
-    .default_backoff()
-    .modify(|lease| lease.managed_fields_mut().clear())
-    .reflect(writer)
-    .touched_objects();
+    );
+    let beats = news(beats.reflect(writer).touched_objects(), "Lease", &ctx.metrics);
     let clusters = controller(
         ctx,
         "DeviceCluster",
@@ -172,7 +170,7 @@ pub async fn reconcile(cached: &DeviceCluster, ctx: &Context<HubConfig>, state: 
     let (want, plan) = if cluster.metadata.deletion_timestamp.is_some() {
         (None, plan::cleanup(&seen))
     } else {
-        match validate::validate(&cluster, &ctx.config) {
+        match validate::validate(&cluster, &ctx.config, &ctx.namespace) {
             Ok(want) => {
                 let plan = plan::plan(&want, &seen, &prev, now);
                 (Some(want), plan)

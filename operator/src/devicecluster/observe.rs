@@ -3,8 +3,9 @@
 
 use crate::config::HubConfig;
 use crate::devicecluster::State;
+use crate::edge::kubeconfig::{self, KubeconfigError};
 use crate::runtime::Context;
-use fleetune_crds::{DeviceCluster, names};
+use fleetune_crds::{DeviceCluster, Mode, names};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::RoleBinding;
@@ -40,8 +41,22 @@ pub struct Observed {
     pub binding: bool,
     /// The kubeconfig's Secret.
     pub secret: Option<SeenSecret>,
+    /// Of Push: the kubeconfig that reaches the cluster.
+    pub kubeconfig: Kubeconfig,
     /// The heartbeat.
     pub beat: Beat,
+}
+
+/// The kubeconfig of a Push cluster, in the operator's namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kubeconfig {
+    /// The cluster needs none, or it can be used.
+    #[default]
+    Usable,
+    /// There is no such Secret.
+    Absent,
+    /// It cannot be used.
+    Unusable(KubeconfigError),
 }
 
 /// The namespace of a cluster.
@@ -158,6 +173,7 @@ pub async fn observe(
         Some(seen) => seen,
         None => observe_access(ctx, &name).await?,
     };
+    seen.kubeconfig = observe_kubeconfig(ctx, cluster).await?;
     seen.finalizer = cluster.finalizers().iter().any(|f| f == names::FINALIZER);
     let renewed = lease.as_deref().and_then(renewed);
     seen.beat = state.beats.note(&name, renewed.as_deref(), Instant::now());
@@ -192,6 +208,23 @@ async fn observe_access(ctx: &Context<HubConfig>, cluster: &str) -> Result<Obser
     let secrets: Api<Secret> = Api::namespaced(client(), &namespace);
     seen.secret = secrets.get_opt(account).await?.as_ref().map(see_secret);
     Ok(seen)
+}
+
+/// Read at each pass: people put it there and change it, and nothing watches Secrets.
+async fn observe_kubeconfig(ctx: &Context<HubConfig>, cluster: &DeviceCluster) -> Result<Kubeconfig, kube::Error> {
+    let push = cluster.spec.mode == Mode::Push;
+    let Some(name) = cluster.spec.kubeconfig_secret.as_ref().filter(|_| push) else {
+        return Ok(Kubeconfig::Usable);
+    };
+    let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), &ctx.namespace);
+    let Some(secret) = secrets.get_opt(name).await? else {
+        return Ok(Kubeconfig::Absent);
+    };
+    let checked = match kubeconfig::of_secret(&secret) {
+        Ok(text) => kubeconfig::check(text).await,
+        Err(error) => Err(error),
+    };
+    Ok(checked.map_or_else(Kubeconfig::Unusable, |()| Kubeconfig::Usable))
 }
 
 /// Certificates of the hub's own cluster, which Kubernetes puts into every namespace.

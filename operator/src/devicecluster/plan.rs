@@ -1,6 +1,6 @@
 //! Decides what a registration lacks, and whether its cluster can be reached. Pure.
 
-use crate::devicecluster::observe::{Beat, Home, Observed, SeenSecret};
+use crate::devicecluster::observe::{Beat, Home, Kubeconfig, Observed, SeenSecret};
 use crate::devicecluster::validate::{Hub, Invalid, Validated};
 use crate::runtime::Wake;
 use crate::runtime::clock::between;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// How long an agent's token is asked to live.
 pub const TOKEN_LIFE: Duration = Duration::from_hours(90 * 24);
-/// How soon a namespace that is being deleted is looked at again.
+/// How soon a namespace that is being deleted, or a kubeconfig that cannot be used, is looked at again.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Reason of a cluster whose heart beats.
@@ -114,12 +114,34 @@ pub fn plan(want: &Validated, seen: &Observed, prev: &DeviceClusterStatus, now: 
     if want.hub.is_none() && (seen.account || seen.binding || seen.secret.is_some()) {
         steps.push(Step::Revoke);
     }
-    let (stage, judge) = judge(&seen.beat, want.unreachable_after, prev);
-    let wake = [renewal, judge].into_iter().flatten().min();
+    let (mut stage, judge) = judge(&seen.beat, want.unreachable_after, prev);
+    let mut wake = [renewal, judge].into_iter().flatten().min();
+    if let Some(unusable) = unusable(want, &seen.kubeconfig) {
+        stage = unusable;
+        wake = Some(wake.map_or(RETRY, |wake| wake.min(RETRY)));
+    }
     Plan {
         steps,
         stage,
         wake: wake.map_or(Wake::Resync, Wake::After),
+    }
+}
+
+/// Why a Push cluster cannot be reached whatever its heart does.
+fn unusable(want: &Validated, kubeconfig: &Kubeconfig) -> Option<Stage> {
+    let secret = want.kubeconfig.as_deref().unwrap_or_default();
+    match kubeconfig {
+        Kubeconfig::Usable => None,
+        Kubeconfig::Absent => Some(Stage::Stalled {
+            reason: "KubeconfigMissing",
+            message: format!(
+                "the Secret {secret} does not exist: make it, with the cluster's kubeconfig in the key `kubeconfig`"
+            ),
+        }),
+        Kubeconfig::Unusable(error) => Some(Stage::Stalled {
+            reason: error.reason(),
+            message: format!("Secret {secret}: {error}"),
+        }),
     }
 }
 

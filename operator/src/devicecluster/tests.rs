@@ -219,6 +219,62 @@ async fn push_needs_no_account_and_a_change_to_push_revokes_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kubeconfig_that_cannot_be_used_is_told_until_it_can() {
+    let lab = Lab::new("Push");
+    let put = |user: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://10.0.0.1:6443'}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+        );
+        let data = json!({ "kubeconfig": base64::engine::general_purpose::STANDARD.encode(text) });
+        lab.api.put(
+            "/api/v1/namespaces/fleetune-system/secrets/berlin",
+            json!({ "data": data }),
+        );
+    };
+    lab.pass().await;
+    assert_eq!(lab.ready(), "KubeconfigMissing");
+    for (user, reason, word) in [
+        (
+            "exec: {apiVersion: client.authentication.k8s.io/v1, command: sh}",
+            "KubeconfigRefused",
+            "an exec plugin",
+        ),
+        (
+            "auth-provider: {name: gcp, config: {}}",
+            "KubeconfigRefused",
+            "an auth provider",
+        ),
+        ("tokenFile: /etc/passwd", "KubeconfigRefused", "a token file"),
+        ("token: [", "KubeconfigInvalid", "cannot be read"),
+    ] {
+        put(user);
+        lab.pass().await;
+        let conditions = lab.cluster().unwrap().status.unwrap().conditions;
+        for type_ in [READY, STALLED] {
+            let condition = get(&conditions, type_).unwrap();
+            assert_eq!(condition.reason, reason, "{type_} with {user}");
+            let message = &condition.message;
+            assert!(
+                message.contains(word) && message.contains("fleetune-system/berlin"),
+                "{message}"
+            );
+        }
+    }
+    let events = lab
+        .api
+        .writes()
+        .into_iter()
+        .filter(|w| w.path.contains("/events"))
+        .count();
+    assert_eq!(events, 3, "Missing, Refused, Invalid: one for each change of reason");
+    put("token: t");
+    lab.pass().await;
+    assert_eq!(lab.ready(), "AwaitingHeartbeat");
+    assert!(get(&lab.cluster().unwrap().status.unwrap().conditions, STALLED).is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_after_any_write_changes_nothing_but_time() {
     let calm = Lab::new("Pull");
     calm.pass().await;
@@ -266,7 +322,7 @@ fn plans_by_table() {
         "spec": { "mode": "Pull" },
     }))
     .unwrap();
-    let want = validate(&cluster, &hub_config()).unwrap();
+    let want = validate(&cluster, &hub_config(), "fleetune-system").unwrap();
     let now = Timestamp::from_second(1000).unwrap();
     let whole = Observed {
         finalizer: true,
@@ -280,6 +336,7 @@ fn plans_by_table() {
             expires_at: Timestamp::from_second(4000).ok(),
         }),
         beat: Beat::Never,
+        ..Observed::default()
     };
     let steps = |seen: &Observed| plan(&want, seen, &DeviceClusterStatus::default(), now).steps;
     assert_eq!(steps(&whole), []);
@@ -299,7 +356,7 @@ fn plans_by_table() {
     assert_eq!(lacking(|s| s.home = Home::Going), []);
     let mut config = hub_config();
     config.hub.url = None;
-    let refused = super::plan::refused(&validate(&cluster, &config).unwrap_err());
+    let refused = super::plan::refused(&validate(&cluster, &config, "fleetune-system").unwrap_err());
     assert!(matches!(
         refused.stage,
         Stage::Stalled {

@@ -15,6 +15,8 @@ pub struct Validated {
     pub namespace: String,
     /// Of Pull: how its agent reaches this hub.
     pub hub: Option<Hub>,
+    /// Of Push: where the kubeconfig lies, as `NAMESPACE/NAME`.
+    pub kubeconfig: Option<String>,
     /// Age of the last beat above which it is unreachable.
     pub unreachable_after: Duration,
 }
@@ -53,8 +55,8 @@ impl Invalid {
     }
 }
 
-/// Checks a registration against the configuration.
-pub fn validate(cluster: &DeviceCluster, config: &HubConfig) -> Result<Validated, Invalid> {
+/// Checks a registration against the configuration of a hub in the namespace `home`.
+pub fn validate(cluster: &DeviceCluster, config: &HubConfig, home: &str) -> Result<Validated, Invalid> {
     let name = cluster.name_any();
     let hub = match cluster.spec.mode {
         Mode::Push => None,
@@ -71,6 +73,11 @@ pub fn validate(cluster: &DeviceCluster, config: &HubConfig) -> Result<Validated
     Ok(Validated {
         namespace: names::cluster_namespace(&name),
         name,
+        kubeconfig: cluster
+            .spec
+            .kubeconfig_secret
+            .as_ref()
+            .map(|name| format!("{home}/{name}")),
         hub,
         unreachable_after: config.common.heartbeat.unreachable_after.get(),
     })

@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod heartbeat;
+pub mod kubeconfig;
 pub mod metrics;
 pub mod observe;
 pub mod pick;
@@ -39,8 +40,8 @@ pub fn start(ctx: &Context<EdgeConfig>) -> anyhow::Result<Controllers> {
         let mut wait = Duration::from_secs(1);
         while !ctx.shutdown.is_triggered() {
             let path = &ctx.config.hub_kubeconfig;
-            let found = match pool::read(path).await {
-                Ok(text) => pool::client(&text).await.map(|(client, _)| (text, client)),
+            let found = match kubeconfig::read(path).await {
+                Ok(text) => kubeconfig::client(&text).await.map(|(client, _)| (text, client)),
                 Err(error) => Err(error),
             };
             match found {
@@ -84,7 +85,7 @@ async fn with_hub(ctx: &Context<EdgeConfig>, metrics: &Arc<EdgeMetrics>, text: &
     let renewed = async {
         loop {
             tokio::time::sleep(jitter(KUBECONFIG_PERIOD, 0.2)).await;
-            if pool::read(&ctx.config.hub_kubeconfig)
+            if kubeconfig::read(&ctx.config.hub_kubeconfig)
                 .await
                 .is_ok_and(|now| now != text)
             {

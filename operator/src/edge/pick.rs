@@ -105,6 +105,21 @@ impl<'a> Model<'a> {
         self.seen.edge_nodes.values().map(of).max().unwrap_or(0)
     }
 
+    /// The order is for the proven version: a late joiner's, or that of a node which has returned or had it before.
+    pub fn is_for_proven(&self, order: &ModelOrder) -> bool {
+        serves(order).is_some() && serves(order) == digest(self.fallback())
+    }
+
+    /// Late joiners get the proven version: nodes without an order, and nodes that missed it.
+    pub fn is_late(&self, node: &str, present: Option<&ModelOrder>) -> bool {
+        let Some(proven) = digest(self.fallback()) else {
+            return false;
+        };
+        let has = present.and_then(serves);
+        let has_either = has.is_some() && (has == Some(proven) || has == digest(self.source()));
+        !has_either && self.is_eligible(node, Some(proven))
+    }
+
     fn order(&self, source: Option<&Source>, fallback: Option<&Source>) -> ModelOrder {
         let spec = &self.placement.object.spec;
         ModelOrder {
@@ -193,7 +208,7 @@ fn fall_back(model: &Model<'_>, orders: &mut Orders) {
 
 fn pick(model: &Model<'_>, slots: &BTreeMap<String, i32>, orders: &mut Orders) -> Option<Held> {
     let spec = &model.placement.object.spec;
-    let mut in_flight = 0;
+    let (mut in_flight, mut late) = (0, 0);
     let mut failed = 0;
     let mut picked = slots.clone();
     for (node, models) in &*orders {
@@ -202,7 +217,12 @@ fn pick(model: &Model<'_>, slots: &BTreeMap<String, i32>, orders: &mut Orders) -
             continue;
         }
         let standing = model.standing(node, order);
-        in_flight += i32::from(matches!(standing, Standing::InFlight { .. }));
+        let on_its_way = i32::from(matches!(standing, Standing::InFlight { .. }));
+        if model.is_for_proven(order) {
+            late += on_its_way;
+        } else {
+            in_flight += on_its_way;
+        }
         if model.is_pick(order) && standing != Standing::Skipped {
             failed += i32::from(matches!(standing, Standing::Failed { .. }));
             *picked.entry(class_of(model, node).to_owned()).or_default() += 1;
@@ -213,9 +233,6 @@ fn pick(model: &Model<'_>, slots: &BTreeMap<String, i32>, orders: &mut Orders) -
     }
 
     for node in candidates(model, orders) {
-        if in_flight >= spec.max_in_flight {
-            break;
-        }
         let Some(models) = orders.get_mut(&node) else { continue };
         let present = models.get(model.key());
         if present.is_none() && models.len() >= MAX_MODELS {
@@ -224,20 +241,24 @@ fn pick(model: &Model<'_>, slots: &BTreeMap<String, i32>, orders: &mut Orders) -
         let class = class_of(model, &node).to_owned();
         let activate = spec.classes.get(&class).map_or(0, |c| c.activate);
         let taken = picked.get(&class).copied().unwrap_or(0);
-        let wants_source = model.source().is_some() && model.is_eligible(&node, digest(model.source()));
-        let order = if wants_source && (model.is_settled() || taken < activate) {
+        let wave = !model.is_settled() && taken < activate && model.is_eligible(&node, digest(model.source()));
+        let order = if wave && in_flight < spec.max_in_flight {
+            in_flight += 1;
             *picked.entry(class).or_default() += 1;
-            let before = present.and_then(|o| o.source.as_ref());
-            let fallback = if model.is_settled() { before } else { model.fallback() };
-            let fallback = fallback.filter(|f| !spec.aborted.contains(&f.digest));
-            model.order(model.source(), fallback)
-        } else if is_late(model, &node, present) {
-            model.order(model.fallback(), None)
+            model.order(model.source(), model.fallback())
+        } else if !wave && late < spec.max_late && model.is_late(&node, present) {
+            late += 1;
+            // Between runs a node that missed the proven version has an older one, which it may return to.
+            let before = present.and_then(|o| o.source.as_ref()).filter(|_| model.is_settled());
+            model.order(model.fallback(), before)
         } else {
             continue;
         };
+        let order = ModelOrder {
+            fallback: order.fallback.filter(|f| !spec.aborted.contains(&f.digest)),
+            ..order
+        };
         models.insert(model.key().to_owned(), order);
-        in_flight += 1;
     }
     None
 }
@@ -258,16 +279,6 @@ fn candidates(model: &Model<'_>, orders: &Orders) -> Vec<String> {
     }
     out.sort();
     out.into_iter().map(|(_, _, node)| node.clone()).collect()
-}
-
-/// Late joiners get the proven version: nodes without an order, and nodes that missed it.
-fn is_late(model: &Model<'_>, node: &str, present: Option<&ModelOrder>) -> bool {
-    let Some(proven) = digest(model.fallback()) else {
-        return false;
-    };
-    let has = present.and_then(serves);
-    let has_either = has.is_some() && (has == Some(proven) || has == digest(model.source()));
-    !has_either && model.is_eligible(node, Some(proven))
 }
 
 /// The class of a node: of the Node while there is one, of its EdgeNode after.

@@ -8,9 +8,10 @@ use super::observe::{Observed, node_views};
 use super::plan::{Step, plan};
 use super::validate::{Settings, validate};
 use crate::runtime::clock::{between, jitter};
+use crate::runtime::controller::Kind;
 use crate::runtime::error::{Class, Classify, chain};
 use crate::runtime::events::Events;
-use crate::runtime::{Clock, Shutdown, backoff};
+use crate::runtime::{self, Clock, Shutdown, backoff};
 use fleetune_crds::{EdgeNode, ModelPlacement, names};
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -18,10 +19,8 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{ListParams, ObjectMeta};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client, ResourceExt};
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -115,13 +114,11 @@ fn watch<K>(
     changed: &Arc<Notify>,
 ) -> (Store<K>, impl Future<Output = ()> + use<K>)
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Kind,
 {
     let (reader, writer) = reflector::store();
     let changed = changed.clone();
-    let filled = watcher(api, config)
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
+    let filled = runtime::watch::watch(api, config)
         .reflect(writer)
         .for_each(move |event| {
             if !matches!(event, Ok(watcher::Event::InitApply(_))) {

@@ -88,8 +88,16 @@ pub fn report(
             let told = state.is_some_and(|s| s.epoch < order.epoch && s.digest.as_ref().is_some_and(bad));
             counts.aborted += i32::from(runs || told || serves(order).is_some_and(bad));
         }
-        let Some(order) = pick else { continue };
+        counts.late += i32::from(model.is_late(node, order));
+        let Some(order) = order else { continue };
         let standing = model.standing(node, order);
+        if model.is_for_proven(order) && matches!(standing, Standing::InFlight { .. }) {
+            // Nobody is late without a turn: what is on its way without one returns from an aborted version.
+            counts.late += i32::from(spec.max_late > 0);
+        }
+        if pick.is_none() {
+            continue;
+        }
         counts.picked += i32::from(standing != Standing::Skipped);
         match standing {
             Standing::InFlight { deadline: at } => {
@@ -123,6 +131,7 @@ pub fn report(
         observed_generation: object.metadata.generation,
         run: spec.run,
         highest_epoch: highest_epoch.max(spec.epoch.min(highest_ordered(model, orders))),
+        max_late: spec.max_late,
         classes,
         runtimes,
         failures: sample(&prev, spec.run, failures),

@@ -303,12 +303,25 @@ pub fn cleanup(seen: &Observed, prev: &FineTuneJobStatus) -> Plan {
     }
 }
 
-/// Time until the deadline; a job that has not started has all of it.
+/// Time until the deadline; a job that has not started has all of it, and one that is suspended loses none.
 fn time_left(want: &Validated, prev: &FineTuneJobStatus, now: Timestamp) -> Duration {
     match &prev.started_at {
-        Some(started_at) => want.deadline.saturating_sub(between(started_at.0, now)),
+        Some(started_at) => {
+            let active = between(started_at.0, now).saturating_sub(suspended_for(prev, now));
+            want.deadline.saturating_sub(active)
+        }
         None => want.deadline.max(Duration::from_secs(1)),
     }
+}
+
+/// How long a started job has been suspended so far.
+pub fn suspended_for(prev: &FineTuneJobStatus, now: Timestamp) -> Duration {
+    let before = prev.suspended_for.as_ref().map_or(Duration::ZERO, Span::get);
+    let since = prev
+        .suspended_at
+        .as_ref()
+        .map_or(Duration::ZERO, |at| between(at.0, now));
+    before + since
 }
 
 fn deadline(want: &Validated, step: WorkerStep) -> Trouble {
@@ -331,16 +344,17 @@ fn running(
     left: Duration,
 ) -> Plan {
     let (stage, wake) = if want.spec.suspend {
-        (Stage::Suspended, left)
+        // Nothing runs out while nothing runs.
+        (Stage::Suspended, Wake::Resync)
     } else {
-        (Stage::Running(step), left.min(POLL))
+        (Stage::Running(step), Wake::After(left.min(POLL)))
     };
     Plan {
         steps,
         stage,
         facts,
         waiting,
-        wake: Wake::After(wake),
+        wake,
     }
 }
 

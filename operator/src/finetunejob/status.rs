@@ -2,7 +2,7 @@
 //! written when nothing changed.
 
 use crate::finetunejob::observe::Observed;
-use crate::finetunejob::plan::{Plan, Stage, Step};
+use crate::finetunejob::plan::{Plan, Stage, Step, suspended_for};
 use crate::finetunejob::step::WorkerStep;
 use crate::finetunejob::verdict::Trouble;
 use fleetune_crds::conditions::{self, RECONCILING, STALLED, SUCCEEDED, Wanted};
@@ -12,6 +12,7 @@ use fleetune_crds::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use std::time::Duration;
 
 /// The status after `plan` was applied.
 pub fn status(job: &FineTuneJob, seen: &Observed, plan: &Plan, now: Timestamp) -> FineTuneJobStatus {
@@ -25,11 +26,17 @@ pub fn status(job: &FineTuneJob, seen: &Observed, plan: &Plan, now: Timestamp) -
     let started_at = started.or_else(|| plan.steps.contains(&Step::RecordStart).then_some(Time(now)));
     let over = matches!(plan.stage, Stage::Succeeded(_) | Stage::Failed(_));
     let phase = phase(&plan.stage, started_at.is_some());
+    let suspended = job.spec.suspend && started_at.is_some() && !over;
     FineTuneJobStatus {
         observed_generation: Some(generation),
         progress: progress(plan, seen, &prev, phase),
         phase: Some(phase.to_owned()),
         started_at,
+        suspended_at: suspended.then(|| prev.suspended_at.clone().unwrap_or(Time(now))),
+        suspended_for: match prev.suspended_at {
+            Some(_) if !suspended => Some(Duration::from_secs(suspended_for(&prev, now).as_secs()).into()),
+            _ => prev.suspended_for.clone(),
+        },
         finished_at: prev.finished_at.clone().or_else(|| over.then_some(Time(now))),
         data_manifest: facts.data_manifest.clone(),
         candidate: facts.candidate.clone(),

@@ -29,6 +29,17 @@ pub struct Order {
     state: PlacementState,
 }
 
+/// What one cluster is permitted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Per hardware class, how many nodes may have the version.
+    pub classes: BTreeMap<String, ClassOrder>,
+    /// Nodes of the wave that may be on their way to it.
+    pub max_in_flight: i32,
+    /// Late joiners that may be on their way to the proven version.
+    pub max_late: i32,
+}
+
 /// The order that follows from the status; none where a version that it needs is not known any more: then nothing is
 /// written, because "no version" would unload nodes.
 pub fn order(p: &mut Planner<'_>) -> Option<Order> {
@@ -76,7 +87,7 @@ pub fn order(p: &mut Planner<'_>) -> Option<Order> {
 }
 
 /// One cluster's order.
-pub fn placement(order: &Order, classes: BTreeMap<String, ClassOrder>, max_in_flight: i32) -> ModelPlacementSpec {
+pub fn placement(order: &Order, counts: Counts) -> ModelPlacementSpec {
     ModelPlacementSpec {
         namespace: order.namespace.clone(),
         model_name: order.model.clone(),
@@ -87,10 +98,11 @@ pub fn placement(order: &Order, classes: BTreeMap<String, ClassOrder>, max_in_fl
         fallback: order.fallback.clone(),
         aborted: order.aborted.clone(),
         node_selector: order.selector.clone(),
-        classes,
+        classes: counts.classes,
         min_success_time: order.soak.clone(),
         progress_deadline: order.deadline.clone(),
-        max_in_flight: max_in_flight.max(1),
+        max_in_flight: counts.max_in_flight.max(1),
+        max_late: counts.max_late,
         max_failed: order.max_failed,
         state: order.state,
     }

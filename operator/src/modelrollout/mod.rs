@@ -66,7 +66,7 @@ pub fn start(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
     let store = rollouts.store();
     let (by_placement, by_version, by_cluster, by_lease) = (store.clone(), store.clone(), store.clone(), store);
     let (beating, clock) = (state.clone(), ctx.clock.clone());
-    let hearts = all().fields(&format!("metadata.name={}", names::LEASE_HEARTBEAT));
+    let hearts = all().fields(&heartbeat_field());
     let rollouts = rollouts
         .watches_stream(
             related(ctx, "ModelPlacement", Api::<ModelPlacement>::all(client()), all()),
@@ -106,6 +106,11 @@ pub fn start(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
         async move { reconcile(&rollout, &ctx, &state).await }
     })
     .boxed())
+}
+
+/// Selects the heartbeats among all Leases.
+fn heartbeat_field() -> String {
+    format!("metadata.name={}", names::LEASE_HEARTBEAT)
 }
 
 fn of_model(store: &Store<ModelRollout>, namespace: &str, model: &str) -> Vec<ObjectRef<ModelRollout>> {
@@ -225,6 +230,12 @@ async fn observe(
     let rollouts: Api<ModelRollout> = Api::namespaced(client.clone(), &want.namespace);
     let clusters: Api<DeviceCluster> = Api::all(client.clone());
     let placements: Api<ModelPlacement> = Api::all(client.clone());
+    let leases: Api<Lease> = Api::all(client.clone());
+    // Hearts are read too: while the watch of the Leases is away, nobody is to be called unreachable for it.
+    let beats = all.clone().fields(&heartbeat_field());
+    for lease in leases.list(&beats).await.map_err(at("reading heartbeats"))? {
+        state.hearts.note(&lease, now);
+    }
     // Rollouts last: a placement's owner that is not among them does not exist.
     let versions = versions.list(&of_model).await.map_err(namespaced("versions"))?;
     let actions = actions.list(&all).await.map_err(namespaced("actions"))?;

@@ -1,7 +1,7 @@
 //! From the status to placements: what each cluster's order must be, and which of them differ. Also the counts that
 //! the run is judged by, so that order and judgement rest on the same reading.
 
-use super::build;
+use super::build::{self, Counts};
 use super::observe::{Cluster, PlacementView};
 use super::plan::{Owner, Planner, Step, Waiting};
 use super::waves::{self, Cell, Turn};
@@ -105,13 +105,16 @@ pub fn first_failure(p: &Planner<'_>, run: &Run) -> String {
 pub fn place(p: &mut Planner<'_>) {
     let Some(order) = build::order(p) else { return };
     let running = p.active_run().cloned();
-    let allotted = running.as_ref().map(|run| allot(p, run)).unwrap_or_default();
-    let settled_share = settled_share(p);
+    let (given, used) = match &running {
+        Some(run) => allot(p, run),
+        None => (BTreeMap::new(), 0),
+    };
+    let late = late_turns(p, used);
     let mut steps = Vec::new();
     for (name, cluster) in &p.seen.clusters {
         let Some(placement) = &cluster.placement else {
             if cluster.matched && cluster.registered {
-                let spec = Box::new(build::placement(&order, BTreeMap::new(), 1));
+                let spec = Box::new(build::placement(&order, Counts::default()));
                 steps.push(Step::Create {
                     cluster: name.clone(),
                     spec,
@@ -119,16 +122,17 @@ pub fn place(p: &mut Planner<'_>) {
             }
             continue;
         };
-        let (classes, max_in_flight) = match p.owner(placement) {
+        let mut counts = match p.owner(placement) {
             Owner::Other(_) => continue,
             Owner::Nobody if !cluster.matched => continue,
-            Owner::Nobody => (BTreeMap::new(), 1),
+            Owner::Nobody => Counts::default(),
             Owner::Ours => match &running {
-                Some(run) => in_wave(placement, run, allotted.get(name)),
-                None => settled(placement, p.next.epoch, order.source.is_some(), settled_share),
+                Some(run) => in_wave(placement, run, given.get(name)),
+                None => settled(placement, p.next.epoch, order.source.is_some()),
             },
         };
-        let mut spec = build::placement(&order, classes, max_in_flight);
+        counts.max_late = late.get(name.as_str()).copied().unwrap_or(placement.spec.max_late);
+        let mut spec = build::placement(&order, counts);
         if !cluster.matched {
             spec.state = PlacementState::Hold;
             spec.node_selector = placement.spec.node_selector.clone();
@@ -151,8 +155,19 @@ struct Given {
     max_in_flight: Option<i32>,
 }
 
-/// Shares the running wave out, as far as the permission to be unavailable reaches.
-fn allot(p: &mut Planner<'_>, run: &Run) -> BTreeMap<String, Given> {
+/// How many nodes may be unavailable at a time: a count, or a share of `nodes`; at least one.
+fn limit(p: &Planner<'_>, nodes: i32) -> i32 {
+    let limit = p.want.max_unavailable.of(nodes.unsigned_abs());
+    i32::try_from(limit).unwrap_or(i32::MAX).max(1)
+}
+
+/// All nodes that can have a version.
+fn eligible(p: &Planner<'_>) -> i32 {
+    p.ours().map(|(_, _, o)| o.sum(|c| c.eligible)).sum()
+}
+
+/// Shares the running wave out, as far as the permission to be unavailable reaches. Also how much of it is taken then.
+fn allot(p: &mut Planner<'_>, run: &Run) -> (BTreeMap<String, Given>, i32) {
     let before = cells(p, run);
     let mut after = before.clone();
     let wave = run.waves.last().filter(|w| w.passed_at.is_none());
@@ -184,9 +199,10 @@ fn allot(p: &mut Planner<'_>, run: &Run) -> BTreeMap<String, Given> {
             });
         }
     }
-    let nodes = wave.map_or(0, |w| w.nodes);
-    let limit = i32::try_from(p.want.max_unavailable.of(nodes.unsigned_abs())).unwrap_or(i32::MAX);
-    let shares = waves::share(limit.max(1), used, &turns);
+    // Late joiners that have their turn count too, against the share of all nodes.
+    let of_wave = limit(p, wave.map_or(0, |w| w.nodes));
+    let of_all = limit(p, eligible(p)) - held_late(p);
+    let shares = waves::share(of_wave.min(of_all), used, &turns);
     if turns.iter().any(|t| !shares.contains_key(&t.cluster)) {
         p.waiting.push(Waiting::Activating);
     }
@@ -200,43 +216,84 @@ fn allot(p: &mut Planner<'_>, run: &Run) -> BTreeMap<String, Given> {
         given.classes.insert(new.class.clone(), ClassOrder { activate });
         given.max_in_flight = shares.get(&new.cluster).copied();
     }
-    out
+    (out, used + shares.values().sum::<i32>())
 }
 
 /// Counts of a cluster in a wave: what it was given, or what it had.
-fn in_wave(placement: &PlacementView, run: &Run, given: Option<&Given>) -> (BTreeMap<String, ClassOrder>, i32) {
+fn in_wave(placement: &PlacementView, run: &Run, given: Option<&Given>) -> Counts {
     if !is_of(placement, run) {
-        return (BTreeMap::new(), 1);
+        return Counts::default();
     }
     let given = given.cloned().unwrap_or_default();
-    (
-        given.classes,
-        given.max_in_flight.unwrap_or(placement.spec.max_in_flight),
-    )
+    Counts {
+        classes: given.classes,
+        max_in_flight: given.max_in_flight.unwrap_or(placement.spec.max_in_flight),
+        ..Counts::default()
+    }
 }
 
-/// Counts of a cluster between runs: every node that can have the proven version. They grow only, within an epoch.
-fn settled(placement: &PlacementView, epoch: i64, proven: bool, share: i32) -> (BTreeMap<String, ClassOrder>, i32) {
+/// Counts of a cluster between runs: every node that can have the proven version. They grow only, within an epoch. Whoever
+/// does not have it yet is a late joiner.
+fn settled(placement: &PlacementView, epoch: i64, proven: bool) -> Counts {
     let same = placement.spec.epoch == epoch;
-    let mut classes = BTreeMap::new();
+    let mut counts = Counts {
+        max_in_flight: placement.spec.max_in_flight,
+        ..Counts::default()
+    };
     if proven {
         for class in placement.classes() {
             let eligible = placement.status.classes.get(class).map_or(0, |c| c.eligible);
             let had = placement.spec.classes.get(class).filter(|_| same);
             let activate = eligible.max(had.map_or(0, |c| c.activate));
-            classes.insert(class.to_owned(), ClassOrder { activate });
+            counts.classes.insert(class.to_owned(), ClassOrder { activate });
         }
     }
-    let unchanged = same && classes == placement.spec.classes;
-    (classes, if unchanged { placement.spec.max_in_flight } else { share })
+    counts
 }
 
-/// How many nodes of one cluster may be on their way to the proven version at a time.
-fn settled_share(p: &Planner<'_>) -> i32 {
-    let eligible: i32 = p.ours().map(|(_, _, o)| o.sum(|c| c.eligible)).sum();
-    let clusters = i32::try_from(p.ours().count()).unwrap_or(i32::MAX).max(1);
-    let limit = i32::try_from(p.want.max_unavailable.of(eligible.unsigned_abs())).unwrap_or(i32::MAX);
-    (limit / clusters).max(1)
+/// Late joiners that a cluster may have on their way: by its order, and until that is answered by the one before. What
+/// cannot be reached does not count, as in a wave.
+fn late_in(placement: &PlacementView) -> i32 {
+    let before = if placement.is_answered() {
+        0
+    } else {
+        placement.status.max_late
+    };
+    placement.spec.max_late.max(before)
+}
+
+fn held_late(p: &Planner<'_>) -> i32 {
+    let reachable = p.ours().filter(|(_, cluster, _)| p.is_reachable(cluster));
+    reachable.map(|(_, _, order)| late_in(order)).sum()
+}
+
+/// Turns of late joiners, from what the wave leaves of the permission to be unavailable. A cluster that has none left
+/// gives its turn back; the next one gets it once that is answered. Only what changes is named.
+fn late_turns<'a>(p: &Planner<'a>, used: i32) -> BTreeMap<&'a str, i32> {
+    let mut out = BTreeMap::new();
+    let mut turns = Vec::new();
+    let held = p.want.paused || p.problem.is_some() || p.run().is_some_and(|r| r.state == RunState::RollingBack);
+    for (name, cluster, order) in p.ours() {
+        if !p.is_reachable(cluster) || !order.is_answered() || order.status.max_late != order.spec.max_late {
+            continue;
+        }
+        let late = order.sum(|c| c.late);
+        if late == 0 && order.spec.max_late > 0 {
+            out.insert(name, 0);
+        } else if late > 0 && order.spec.max_late == 0 && cluster.matched && !held {
+            turns.push(Turn {
+                cluster: name.to_owned(),
+                nodes: late,
+            });
+        }
+    }
+    let shares = waves::share(limit(p, eligible(p)), used + held_late(p), &turns);
+    for (name, _, _) in p.ours() {
+        if let Some(share) = shares.get(name) {
+            out.insert(name, *share);
+        }
+    }
+    out
 }
 
 /// The order as it would be released: nobody's, and nothing further is picked.

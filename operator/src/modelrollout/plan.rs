@@ -8,8 +8,12 @@ use super::validate::Validated;
 use super::{deletion, place, run, status};
 use fleetune_crds::common::Digest;
 use fleetune_crds::{ModelPlacementSpec, ModelRolloutStatus, Run, RunState, Source, VersionRef};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
+
+/// How soon the clusters are looked at again while a run is under way or one of them is not to be reached. Their watches
+/// wake sooner; but a watch can be blind for minutes after its server was away, and the rollout must not stand for that.
+const LOOK: SignedDuration = SignedDuration::from_secs(30);
 
 /// One write, after the status.
 #[derive(Clone, Debug, PartialEq)]
@@ -288,7 +292,13 @@ impl<'a> Planner<'a> {
     fn wake(&self) -> Wake {
         let deletion = self.want.deleted_at.map(|at| at + deletion::DEADLINE);
         let hearts = self.seen.clusters.values().map(|c| c.reachable_until);
-        let next = hearts.chain(deletion).filter(|at| *at > self.now).min();
+        let busy = matches!(
+            self.run().map(|r| r.state),
+            Some(RunState::Progressing | RunState::RollingBack)
+        );
+        let away = self.seen.clusters.values().any(|c| !self.is_reachable(c));
+        let look = (busy || away).then(|| self.now + LOOK);
+        let next = hearts.chain(deletion).chain(look).filter(|at| *at > self.now).min();
         next.map_or(Wake::Resync, Wake::At)
     }
 }

@@ -73,13 +73,14 @@ fn between_runs(p: &mut Planner<'_>) {
         return;
     }
     if let Some(proven) = p.next.proven.as_ref().and_then(|v| p.seen.source(&v.digest))
+        && !p.want.allow_contract_change
         && proven.contract != version.source.contract
     {
         p.problem = Some(Problem {
             reason: "ContractChanged",
             message: format!(
-                "version {} has other inputs, outputs or labels than the version that serves: clients would break; \
-                 roll it out as a model of another name",
+                "version {} has other inputs, outputs or labels than the version that serves: clients may break; roll \
+                 it out as a model of another name, or set spec.allowContractChange",
                 version.name
             ),
             stalled: true,
@@ -318,17 +319,24 @@ fn roll_back(p: &mut Planner<'_>) {
     }
 }
 
-/// Says of every new action what became of it, judged by the run as it was before this plan.
+/// Says of every new action what became of it, judged by the run as it was before this plan, and by the list of stages as
+/// it is after it: a word on stages that were changed meanwhile is void.
 pub fn answer(p: &mut Planner<'_>, run: Option<&Run>) {
+    let after = p.run().cloned();
+    let hash = |run: &Run| match &after {
+        Some(after) if after.number == run.number => after.stage_hash.clone(),
+        _ => run.stage_hash.clone(),
+    };
     for action in p.seen.actions.iter().filter(|a| !a.answered) {
         let verdict = match run {
             None => Err("this rollout has no run yet".to_owned()),
             Some(run) if run.number != action.run => {
                 Err(format!("it is for run {}, not for run {}", action.run, run.number))
             }
-            Some(run) if run.stage_hash != action.stage_hash => Err(format!(
+            Some(run) if hash(run) != action.stage_hash => Err(format!(
                 "it is for the list of stages {}, not for {}",
-                action.stage_hash, run.stage_hash
+                action.stage_hash,
+                hash(run)
             )),
             Some(run) => match action.action {
                 Action::Abort if run.state == RunState::Complete => Err("the run is complete".to_owned()),

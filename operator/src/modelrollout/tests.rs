@@ -210,3 +210,31 @@ async fn a_selector_that_means_nothing_is_said_so() {
     assert_eq!(rollout["status"]["conditions"][1]["reason"], "InvalidSelector");
     assert_eq!(lab.api.paths("modelplacements").len(), 0);
 }
+
+#[tokio::test]
+async fn hearts_are_read_and_not_only_watched_and_a_silent_cluster_is_asked_again_soon() {
+    let lab = Lab::new();
+    let beat = |second: i64| {
+        let lease = json!({ "spec": { "renewTime": format!("2026-01-01T00:00:{second:02}.000000Z") } });
+        for cluster in ["a", "b"] {
+            let namespace = names::cluster_namespace(cluster);
+            let name = names::LEASE_HEARTBEAT;
+            let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
+            lab.api.put(&path, lease.clone());
+        }
+    };
+    let unreachable = || lab.api.get(ROLLOUT).unwrap()["status"]["clusters"]["unreachable"].clone();
+    beat(1);
+    lab.rest().await;
+    assert_eq!(unreachable(), 0);
+    lab.clock.advance(600);
+    lab.rest().await;
+    assert_eq!(unreachable(), 2);
+    let Wake::After(wake) = lab.pass().await.unwrap() else {
+        panic!("nobody looks again");
+    };
+    assert!(wake <= std::time::Duration::from_secs(30), "{wake:?}");
+    beat(2);
+    lab.rest().await;
+    assert_eq!(unreachable(), 0, "no watch has told, and yet it is known");
+}

@@ -41,6 +41,8 @@ pub struct Validated {
     pub quorum: i64,
     /// What ends a failed run.
     pub on_failure: OnFailure,
+    /// A version with another contract is taken too.
+    pub allow_contract_change: bool,
     /// What becomes of the nodes' models.
     pub deletion_policy: DeletionPolicy,
     /// No new wave, no new activation.
@@ -110,6 +112,7 @@ pub fn validate(rollout: &ModelRollout) -> Result<Validated, ValidationError> {
         progress_deadline: spec.strategy.progress_deadline.clone(),
         quorum,
         on_failure: spec.strategy.on_failure,
+        allow_contract_change: spec.allow_contract_change,
         deletion_policy: spec.deletion_policy,
         paused: spec.paused,
         deleted_at: rollout.metadata.deletion_timestamp.as_ref().map(|t| t.0),

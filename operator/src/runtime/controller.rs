@@ -6,6 +6,7 @@ use crate::runtime::clock::jitter;
 use crate::runtime::context::Context;
 use crate::runtime::error::{Class, Classify, chain};
 use crate::runtime::metrics::Outcome;
+use crate::runtime::watch::{news, watch};
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::{Action, Config, Error};
 use kube::runtime::reflector::{ObjectRef, store};
@@ -54,19 +55,15 @@ pub fn controller<K: Kind, C>(
     config: watcher::Config,
 ) -> Controller<K> {
     let (reader, writer) = store();
-    let metrics = ctx.metrics.clone();
     let changed = predicates::generation
         .combine(predicates::finalizers)
         .combine(predicates::annotations)
         .combine(predicates::labels);
-    let stream = watcher(api, config)
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
+    let stream = watch(api, config)
         .reflect(writer)
         .applied_objects()
-        .predicate_filter(changed, kube::runtime::PredicateConfig::default())
-        .inspect(move |event| note_watch_error(event, kind, &metrics));
-    Controller::for_stream(stream, reader)
+        .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    Controller::for_stream(news(stream, kind, &ctx.metrics), reader)
 }
 
 /// All changes and deletions of related objects, for `Controller::watches_stream` and `owns_stream`.
@@ -76,19 +73,7 @@ pub fn related<K: Kind, C>(
     api: Api<K>,
     config: watcher::Config,
 ) -> impl Stream<Item = Result<K, watcher::Error>> + Send + 'static {
-    let metrics = ctx.metrics.clone();
-    watcher(api, config)
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
-        .touched_objects()
-        .inspect(move |event| note_watch_error(event, kind, &metrics))
-}
-
-fn note_watch_error<K>(event: &Result<K, watcher::Error>, kind: &str, metrics: &crate::runtime::metrics::Metrics) {
-    if let Err(error) = event {
-        metrics.watch_failed(kind);
-        tracing::debug!(kind, error = chain(error), "watch error");
-    }
+    news(watch(api, config).touched_objects(), kind, &ctx.metrics)
 }
 
 struct Shared<K, C, F>

@@ -2,6 +2,7 @@
 //! here knows a kind of this project.
 
 pub mod backoff;
+pub mod client;
 pub mod clock;
 pub mod context;
 pub mod controller;
@@ -13,6 +14,7 @@ pub mod lease;
 pub mod metrics;
 pub mod patch;
 pub mod shutdown;
+pub mod watch;
 
 pub use clock::Clock;
 pub use context::Context;

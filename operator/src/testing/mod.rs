@@ -9,6 +9,7 @@
 )]
 
 pub mod builders;
+pub mod fleets;
 pub mod mock_api;
 pub mod model_cluster;
 pub mod model_node;

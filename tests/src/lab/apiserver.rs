@@ -26,7 +26,10 @@ pub struct ApiServer {
     dir: tempfile::TempDir,
     authority: Authority,
     port: u16,
-    keeper: Option<Keeper>,
+    etcd: Option<Keeper>,
+    apiserver: Option<Keeper>,
+    program: PathBuf,
+    etcd_port: u16,
 }
 
 impl ApiServer {
@@ -55,44 +58,60 @@ impl ApiServer {
         let ports = free_ports(3)?;
         let (client, peer, port) = (ports[0], ports[1], ports[2]);
 
-        let mut first = Command::new(etcd);
-        first.args(etcd_args(dir.path(), "127.0.0.1", client, peer));
-        let mut second = Command::new(apiserver);
-        second.args([
-            &format!("--etcd-servers=http://127.0.0.1:{client}"),
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            // The endpoints of the service `kubernetes` may not be loopback addresses.
-            "--endpoint-reconciler-type=none",
-            &format!("--secure-port={port}"),
-            "--service-cluster-ip-range=10.96.0.0/24",
-            // Pods are made without a controller manager that makes ServiceAccounts.
-            "--disable-admission-plugins=ServiceAccount",
-        ]);
-        second.args(common_apiserver_args(dir.path(), "https://kubernetes.default.svc"));
-        let keeper = keep(vec![
-            ("etcd", quiet(&first, &dir.path().join("etcd.log"))?),
-            ("kube-apiserver", quiet(&second, &dir.path().join("apiserver.log"))?),
-        ])?;
+        let mut command = Command::new(etcd);
+        command.args(etcd_args(dir.path(), "127.0.0.1", client, peer));
+        let etcd = keep("etcd", quiet(&command, &dir.path().join("etcd.log"))?)?;
         let mut server = Self {
             dir,
             authority,
             port,
-            keeper: Some(keeper),
+            etcd: Some(etcd),
+            apiserver: None,
+            program: apiserver.to_owned(),
+            etcd_port: client,
         };
-        let ended = server.keeper.as_ref().map(|k| k.ended.clone()).unwrap_or_default();
-        let client = server.client().await?;
+        server.serve().await?;
+        Ok(server)
+    }
+
+    /// Starts kube-apiserver and waits until it answers.
+    async fn serve(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.args([
+            &format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            // The endpoints of the service `kubernetes` may not be loopback addresses.
+            "--endpoint-reconciler-type=none",
+            &format!("--secure-port={}", self.port),
+            "--service-cluster-ip-range=10.96.0.0/24",
+            // Pods are made without a controller manager that makes ServiceAccounts.
+            "--disable-admission-plugins=ServiceAccount",
+        ]);
+        command.args(common_apiserver_args(self.dir.path(), "https://kubernetes.default.svc"));
+        let log = self.dir.path().join("apiserver.log");
+        let keeper = keep("kube-apiserver", quiet(&command, &log)?)?;
+        let ended = [self.etcd.as_ref(), Some(&keeper)].map(|k| k.map(|k| k.ended.clone()).unwrap_or_default());
+        self.apiserver = Some(keeper);
+        let client = self.client().await?;
         let outcome = tokio::select! {
             ready = wait_ready(&client, DEADLINE) => ready,
-            () = until(&ended) => Err(anyhow::anyhow!("etcd or kube-apiserver ended")),
+            () = until(&ended[0]) => Err(anyhow::anyhow!("etcd ended")),
+            () = until(&ended[1]) => Err(anyhow::anyhow!("kube-apiserver ended")),
         };
-        match outcome {
-            Ok(()) => Ok(server),
-            Err(error) => {
-                server.stop();
-                Err(error.context(tail(&server.dir.path().join("apiserver.log"))))
-            }
+        if outcome.is_err() {
+            self.stop();
         }
+        outcome.with_context(|| tail(&log))
+    }
+
+    /// Kills kube-apiserver, starts it again on the same port over the same etcd and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn restart(&mut self) -> Result<()> {
+        end(&mut self.apiserver);
+        self.serve().await
     }
 
     /// Address of the API server.
@@ -175,10 +194,16 @@ impl ApiServer {
     }
 
     fn stop(&mut self) {
-        if let Some(keeper) = self.keeper.take() {
-            drop(keeper.alive);
-            let _ = keeper.thread.join();
-        }
+        end(&mut self.apiserver);
+        end(&mut self.etcd);
+    }
+}
+
+/// Kills a process and waits until it is gone.
+fn end(keeper: &mut Option<Keeper>) {
+    if let Some(keeper) = keeper.take() {
+        drop(keeper.alive);
+        let _ = keeper.thread.join();
     }
 }
 
@@ -295,44 +320,37 @@ fn quiet(inner: &Command, log: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// A thread that holds processes. Dropping `alive` ends it, and it ends them.
+/// A thread that holds a process. Dropping `alive` ends it, and it ends the process.
 struct Keeper {
     alive: mpsc::Sender<()>,
-    /// Becomes true when one of the processes has ended by itself.
+    /// Becomes true when the process has ended by itself.
     ended: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<()>,
 }
 
-/// Starts the processes from a thread that lives as long as they shall: the kernel's parent-death signal is bound to the
+/// Starts a process from a thread that lives as long as it shall: the kernel's parent-death signal is bound to the
 /// thread, and a test's thread ends before its process does.
-fn keep(commands: Vec<(&'static str, Command)>) -> Result<Keeper> {
+fn keep(name: &'static str, mut command: Command) -> Result<Keeper> {
     let (alive, receiver) = mpsc::channel::<()>();
     let (started, outcome) = mpsc::channel();
     let ended = Arc::new(AtomicBool::new(false));
     let flag = ended.clone();
     let thread = std::thread::spawn(move || {
-        let mut children: Vec<Child> = Vec::new();
-        let mut result = Ok(());
-        for (name, mut command) in commands {
-            match command.spawn() {
-                Ok(child) => children.push(child),
-                Err(error) => {
-                    result = Err(anyhow::Error::new(error).context(format!("cannot start {name}")));
-                    break;
-                }
+        let mut child: Child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                let _ = started.send(Err(anyhow::Error::new(error).context(format!("cannot start {name}"))));
+                return;
             }
-        }
-        let failed = result.is_err();
-        let _ = started.send(result);
-        while !failed && receiver.recv_timeout(Duration::from_millis(100)) == Err(mpsc::RecvTimeoutError::Timeout) {
-            if children.iter_mut().any(|c| !matches!(c.try_wait(), Ok(None))) {
+        };
+        let _ = started.send(Ok(()));
+        while receiver.recv_timeout(Duration::from_millis(100)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if !matches!(child.try_wait(), Ok(None)) {
                 flag.store(true, Ordering::Relaxed);
             }
         }
-        for child in children.iter_mut().rev() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = child.kill();
+        let _ = child.wait();
     });
     outcome.recv().context("the keeper thread ended")??;
     Ok(Keeper { alive, ended, thread })

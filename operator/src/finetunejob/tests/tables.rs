@@ -307,6 +307,45 @@ fn the_deadline_ends_a_job_and_wakes_in_time() {
     assert!(matches!(&after.stage, Stage::Failed(trouble) if trouble.reason == "DeadlineExceeded"));
 }
 
+/// Started at 100, suspended from 120 to 300 and from 310 to 400, with a deadline of a minute: it has run for 30 s at 400.
+#[test]
+fn the_deadline_does_not_count_what_was_suspended() {
+    let mut job = finetune_job();
+    job.spec.active_deadline = Some("1m".parse().unwrap());
+    job.status = Some(FineTuneJobStatus {
+        started_at: Some(Time(at(100))),
+        ..FineTuneJobStatus::default()
+    });
+    let mut worker = ended(JobEnd::Complete, vec![]);
+    worker.end = None;
+    let mut seen = Observed {
+        finalizer: true,
+        ..Observed::default()
+    };
+    seen.jobs.insert(WorkerStep::Finetune, worker);
+    let mut pass = |suspend: bool, now: i64| {
+        job.spec.suspend = suspend;
+        let want = validate(&job, &hub_config()).unwrap();
+        let plan = plan(&want, &seen, &job.status.clone().unwrap(), at(now));
+        job.status = Some(status::status(&job, &seen, &plan, at(now)));
+        plan
+    };
+    for (suspend, now) in [
+        (true, 120),
+        (true, 299),
+        (false, 300),
+        (true, 310),
+        (true, 399),
+        (false, 400),
+    ] {
+        let plan = pass(suspend, now);
+        assert!(!matches!(plan.stage, Stage::Failed(_)), "at {now}: {:?}", plan.stage);
+        assert_eq!(plan.wake == Wake::Resync, suspend, "at {now}");
+    }
+    assert_eq!(pass(false, 429).wake, Wake::After(Duration::from_secs(1)));
+    assert!(matches!(pass(false, 430).stage, Stage::Failed(trouble) if trouble.reason == "DeadlineExceeded"));
+}
+
 #[test]
 fn a_status_follows_kstatus_and_keeps_still() {
     let job = finetune_job();
