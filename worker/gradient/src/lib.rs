@@ -18,6 +18,7 @@ pub mod lora;
 pub mod losses;
 pub mod memory;
 pub mod model;
+pub mod nhwc;
 pub mod onnx;
 pub mod ops;
 pub mod optim;

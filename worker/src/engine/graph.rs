@@ -6,6 +6,7 @@ use super::pb;
 use crate::error::{INPUT_SHAPE, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
+use fleetune_gradient::nhwc::{FConv, Isa, rewrite};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -42,7 +43,23 @@ impl Graph {
 
     /// Makes a plan of `model` for one sample of the form `input`; the first output is the result, as f32.
     pub fn build(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) -> Result<Self> {
-        let typed = type_model(model, folder, input)?;
+        Self::build_with(model, folder, input, Some(Isa::native()))
+    }
+
+    /// As [`Graph::build`], with the convolution kernels of `isa`, or with tract's own convolutions.
+    pub fn build_with(
+        model: &pb::ModelProto,
+        folder: Option<&str>,
+        input: &TensorSpec,
+        isa: Option<Isa>,
+    ) -> Result<Self> {
+        let typed = type_model(model, folder, input)
+            .and_then(|typed| match isa {
+                Some(isa) => rewrite(&typed, isa).map_err(|e| refused(model, &e)),
+                None => Ok(typed),
+            })?
+            .into_optimized()
+            .map_err(|e| refused(model, &e))?;
         let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
         let outputs = fact.shape.as_concrete().map_or(0, |shape| shape.iter().product());
         let plan = typed.into_runnable().map_err(|e| refused(model, &e))?;
@@ -52,6 +69,12 @@ impl Graph {
     /// Number of values that [`Graph::run`] gives; 0 where the graph does not say.
     pub fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    /// Convolutions that run in channels-last kernels of our own.
+    pub fn convolutions(&self) -> usize {
+        let nodes = &self.plan.model().nodes;
+        nodes.iter().filter(|n| n.op_is::<FConv>()).count()
     }
 
     /// Runs one sample.
@@ -101,7 +124,7 @@ fn type_model(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) 
         .map_err(failed)?;
     inference
         .into_typed()
-        .and_then(TypedModel::into_optimized)
+        .and_then(TypedModel::into_decluttered)
         .map_err(failed)
 }
 

@@ -1,0 +1,23 @@
+//! Channels-last convolutions: tract's graphs hold pictures with channels first, where a convolution spends half its time
+//! moving values. Here are kernels of our own over pictures with channels last, an operator made of them, and a rewrite of
+//! the typed graph that puts it in place of tract's.
+//!
+//! `unsafe` is allowed in the kernel files alone: `lanes/`, `gemm/kernel.rs`, `depthwise/kernel.rs`, and `output.rs`.
+
+mod chain;
+pub mod dense;
+pub mod depthwise;
+pub mod gemm;
+mod isa;
+mod lanes;
+mod op;
+mod output;
+mod rewrite;
+pub mod shape;
+
+pub use isa::Isa;
+pub use op::{FConv, Kind, Weights};
+pub use rewrite::rewrite;
+
+#[cfg(test)]
+mod tests;
