@@ -38,7 +38,10 @@ fn lite0_gives_the_features_of_tracts_own_path() {
             std::env::var_os("FLEETUNE_REQUIRE_LAB").is_none(),
             "this test needs efficientnet-lite0.onnx of examples/prepare.py"
         );
-        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no efficientnet-lite0.onnx of examples/prepare.py");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: there is no efficientnet-lite0.onnx of examples/prepare.py"
+        );
         return;
     };
     let input: Input = serde_yaml::from_str("{image: {size: 224}}").unwrap();

@@ -12,7 +12,9 @@ const UNFOLDED: usize = 1 << 14;
 /// element (o, i, ky, kx) of `oihw` is read.
 pub fn pack(oihw: &[f32], out: usize, channels: usize, kernel: [usize; 2]) -> Vec<f32> {
     let taps = kernel[0] * kernel[1];
-    gemm::pack(taps * channels, out, |k, o| oihw[(o * channels + k % channels) * taps + k / channels])
+    gemm::pack(taps * channels, out, |k, o| {
+        oihw[(o * channels + k % channels) * taps + k / channels]
+    })
 }
 
 /// What is added to a sum and how it is bounded.
@@ -49,7 +51,11 @@ pub fn forward(
         ..Epilogue::NONE
     };
     if window.is_pointwise() {
-        let a = Strided { data: x, row: terms, col: 1 };
+        let a = Strided {
+            data: x,
+            row: terms,
+            col: 1,
+        };
         gemm(isa, [places.pixels(), out, terms], a, b, (y, out), &epilogue(0));
         return;
     }
@@ -58,8 +64,19 @@ pub fn forward(
     for first in (0..places.pixels()).step_by(block) {
         let rows = block.min(places.pixels() - first);
         unfold(window, (x, picture), first, &mut unfolded[..rows * terms]);
-        let a = Strided { data: &unfolded, row: terms, col: 1 };
-        gemm(isa, [rows, out, terms], a, b, (&mut y[first * out..], out), &epilogue(first));
+        let a = Strided {
+            data: &unfolded,
+            row: terms,
+            col: 1,
+        };
+        gemm(
+            isa,
+            [rows, out, terms],
+            a,
+            b,
+            (&mut y[first * out..], out),
+            &epilogue(first),
+        );
     }
 }
 

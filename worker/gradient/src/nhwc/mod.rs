@@ -12,6 +12,7 @@ mod isa;
 mod lanes;
 mod op;
 mod output;
+mod plan;
 mod rewrite;
 pub mod shape;
 

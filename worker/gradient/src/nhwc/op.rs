@@ -1,14 +1,17 @@
 //! The channels-last convolution as an operator of the typed graph.
 
-use super::depthwise;
 use super::dense;
+use super::depthwise;
 use super::gemm::Clip;
 use super::isa::Isa;
 use super::output::filled;
 use super::shape::{Picture, Window};
 use rayon::prelude::*;
 use std::borrow::Cow;
-use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::internal::{
+    Cost, Datum, DatumExt, DimLike, EvalContext, EvalOp, IntoTValue, Op, StaticName, TDim, TValue, TVec, Tensor, ToDim,
+    TractResult, TypedFact, TypedOp, Validation, as_op, ensure, op_as_typed_op, op_out_of_plan, tvec,
+};
 
 /// Which channels a result's channel is summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +83,10 @@ impl FConv {
 
 /// The batch's dimensions, none or one, and those of a picture.
 pub(super) fn split<D>(shape: &[D]) -> TractResult<(&[D], &[D])> {
-    ensure!(shape.len() == 3 || shape.len() == 4, "pictures have three dimensions, a batch of them four");
+    ensure!(
+        shape.len() == 3 || shape.len() == 4,
+        "pictures have three dimensions, a batch of them four"
+    );
     Ok(shape.split_at(shape.len() - 3))
 }
 
@@ -108,7 +114,10 @@ impl Op for FConv {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        Ok(vec![format!("{:?} {:?} to {} {:?}", self.kind, self.window, self.out, self.clip)])
+        Ok(vec![format!(
+            "{:?} {:?} to {} {:?}",
+            self.kind, self.window, self.out, self.clip
+        )])
     }
 
     fn validation(&self) -> Validation {
@@ -168,12 +177,24 @@ impl EvalOp for FConv {
 
 impl TypedOp for FConv {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        ensure!(inputs.len() == 3 + usize::from(self.residual), "a convolution has pictures, weights, bias");
-        ensure!(inputs.iter().all(|i| i.datum_type == f32::datum_type()), "f32 is needed");
+        ensure!(
+            inputs.len() == 3 + usize::from(self.residual),
+            "a convolution has pictures, weights, bias"
+        );
+        ensure!(
+            inputs.iter().all(|i| i.datum_type == f32::datum_type()),
+            "f32 is needed"
+        );
         let shape = self.shape(&inputs[0].shape)?;
         let channels = inputs[0].shape[inputs[0].rank() - 1].to_usize()?;
-        ensure!(self.kind == Kind::Dense || channels == self.out, "channels stay as they are");
-        ensure!(inputs[2].shape.volume() == self.out.to_dim(), "the bias has a value for each channel");
+        ensure!(
+            self.kind == Kind::Dense || channels == self.out,
+            "channels stay as they are"
+        );
+        ensure!(
+            inputs[2].shape.volume() == self.out.to_dim(),
+            "the bias has a value for each channel"
+        );
         let [ky, kx] = self.window.kernel;
         let weights = match (self.weights, self.kind) {
             (Weights::Oihw, Kind::Dense) => self.out * channels * ky * kx,
@@ -181,7 +202,10 @@ impl TypedOp for FConv {
             (Weights::Packed, Kind::Dense) => super::gemm::packed_len(ky * kx * channels, self.out),
             (Weights::Packed, Kind::Depthwise) => super::gemm::packed_len(ky * kx, channels),
         };
-        ensure!(inputs[1].shape.volume() == weights.to_dim(), "the weights have {weights} values");
+        ensure!(
+            inputs[1].shape.volume() == weights.to_dim(),
+            "the weights have {weights} values"
+        );
         if self.residual {
             ensure!(*inputs[3].shape == *shape, "what is added has the form of the result");
         }

@@ -1,7 +1,7 @@
 //! Memory for an operator's result.
 #![allow(unsafe_code)]
 
-use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::internal::{Tensor, TractResult};
 
 /// A tensor of f32 whose values `fill` writes, all of them: the memory is as it was found, because zeroing it costs as
 /// much as a memory-bound convolution.

@@ -2,27 +2,28 @@
 //! residual behind them fused. Operators between two convolutions that know no layout, or whose axes can be renamed, are
 //! kept in channels-last form too, so axes are moved at the borders only. What is not covered keeps tract's own path.
 
-use super::chain::{Chain, follow};
-use super::depthwise::{self, MAX_TAPS};
-use super::dense;
+use super::chain::follow;
 use super::isa::Isa;
 use super::op::{FConv, Kind, Weights};
-use super::shape::{Pads, Picture, Window};
+use super::plan::{Plan, plan};
+use super::{dense, depthwise};
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
-use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::internal::{
+    AxisOp, OutletId, SpecialOps, TVec, Tensor, TractErrorContext, TractResult, TypedModel, TypedNode, TypedOp, tvec,
+};
 use tract_onnx::tract_core::ops::array::{Pad, TypedConcat};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
-use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, MaxPool, PoolSpec, SumPool};
+use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PoolSpec, SumPool};
 use tract_onnx::tract_core::ops::downsample::Downsample;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce};
 
 /// The model with its convolutions rewritten for the instructions of `isa`. Inputs and outputs keep their order, forms and
-/// names. Decluttered models only: there, bounds are a maximum and a minimum, and a bias lies inside its convolution. The
-/// result must not be decluttered with convolutions of 1x1 left in batches, which become sums of products; at a batch of
-/// one, and after this rewrite, there are none.
+/// names. It takes typed models, decluttered or not: after decluttering more is fused, because scales have gone into the
+/// weights, a maximum and a minimum bound a result, and 1x1 convolutions are sums of products, which are known too.
+/// Weights that are constants are packed once, others at each call.
 ///
 /// # Errors
 /// Where the model is inconsistent.
@@ -41,7 +42,9 @@ pub fn rewrite(model: &TypedModel, isa: Isa) -> TractResult<TypedModel> {
     // Inputs first, so that one which nothing reads is kept too.
     for input in model.input_outlets()? {
         let node = model.node(input.node);
-        let outlet = rewriter.target.add_source(&node.name, model.outlet_fact(*input)?.clone())?;
+        let outlet = rewriter
+            .target
+            .add_source(&node.name, model.outlet_fact(*input)?.clone())?;
         rewriter.as_is.insert(*input, outlet);
     }
     for id in model.eval_order()? {
@@ -81,17 +84,6 @@ struct Rewriter<'a> {
     isa: Isa,
 }
 
-/// A convolution that can be rewritten.
-struct Plan {
-    window: Window,
-    kind: Kind,
-    out: usize,
-    weights: Arc<Tensor>,
-    bias: Arc<Tensor>,
-    /// Whether the picture comes with channels last already.
-    last: bool,
-}
-
 impl Rewriter<'_> {
     /// The outlet in the layout of the source.
     fn plain(&mut self, outlet: OutletId) -> TractResult<OutletId> {
@@ -114,7 +106,9 @@ impl Rewriter<'_> {
         let plain = self.plain(outlet)?;
         let rank = self.source.outlet_fact(outlet)?.rank();
         let name = format!("{}.channels_last", self.name(outlet));
-        let moved = self.target.wire_node(name, AxisOp::Move(rank - 3, rank - 1), &[plain])?[0];
+        let moved = self
+            .target
+            .wire_node(name, AxisOp::Move(rank - 3, rank - 1), &[plain])?[0];
         self.last.insert(outlet, moved);
         Ok(moved)
     }
@@ -129,8 +123,11 @@ impl Rewriter<'_> {
     }
 
     fn node(&mut self, node: &TypedNode) -> TractResult<()> {
-        if let Some(plan) = self.plan(node)? {
-            return self.convolution(node, &plan);
+        if let Some(plan) = plan(self.source, node)? {
+            // A sum of products may be something else; it pays where the picture comes with channels last.
+            if node.op_is::<Conv>() || self.last.contains_key(&plan.picture) {
+                return self.convolution(node, &plan);
+            }
         }
         let outlet = OutletId::new(node.id, 0);
         // A picture that comes with channels last and is turned for the model is taken as it came.
@@ -190,9 +187,12 @@ impl Rewriter<'_> {
             return Ok(Some(node.op.clone()));
         }
         if let Some(op) = node.op_as::<Reduce>() {
-            let mut axes: TVec<usize> = op.axes.iter().map(|a| axis(*a)).collect();
-            axes.sort_unstable();
-            return Ok(Some(Box::new(Reduce { axes, ..op.clone() })));
+            let mut renamed: TVec<usize> = op.axes.iter().map(|a| axis(*a)).collect();
+            renamed.sort_unstable();
+            return Ok(Some(Box::new(Reduce {
+                axes: renamed,
+                ..op.clone()
+            })));
         }
         if let Some(op) = node.op_as::<Downsample>() {
             return Ok(Some(Box::new(Downsample {
@@ -224,108 +224,61 @@ impl Rewriter<'_> {
         if let Some(op) = node.op_as::<MaxPool>()
             && op.with_index_outputs.is_none()
         {
-            let pool = spec(&op.pool_spec).map(|pool_spec| MaxPool { pool_spec, ..op.clone() });
+            let pool = spec(&op.pool_spec).map(|pool_spec| MaxPool {
+                pool_spec,
+                ..op.clone()
+            });
             return Ok(pool.map(|op| Box::new(op) as Box<dyn TypedOp>));
         }
         if let Some(op) = node.op_as::<SumPool>() {
-            let pool = spec(&op.pool_spec).map(|pool_spec| SumPool { pool_spec, ..op.clone() });
+            let pool = spec(&op.pool_spec).map(|pool_spec| SumPool {
+                pool_spec,
+                ..op.clone()
+            });
             return Ok(pool.map(|op| Box::new(op) as Box<dyn TypedOp>));
         }
         Ok(None)
     }
 
-    /// What a node is rewritten to, if it is a convolution that is covered.
-    fn plan(&self, node: &TypedNode) -> TractResult<Option<Plan>> {
-        let Some(conv) = node.op_as::<Conv>() else { return Ok(None) };
-        let spec = &conv.pool_spec;
-        let fact = |i: usize| self.source.outlet_fact(node.inputs[i]);
-        let kind = match conv.group {
-            1 => Kind::Dense,
-            group if group == spec.input_channels && group == spec.output_channels => Kind::Depthwise,
-            _ => return Ok(None),
-        };
-        if conv.q_params.is_some()
-            || spec.rank() != 2
-            || spec.dilations().iter().any(|d| *d != 1)
-            || conv.kernel_fmt != KernelFormat::OIHW
-            || (kind == Kind::Depthwise && spec.kernel_shape.iter().any(|k| *k > MAX_TAPS))
-            || (0..3).any(|i| fact(i).map_or(true, |f| f.datum_type != f32::datum_type()))
-        {
-            return Ok(None);
-        }
-        let (Some(weights), Some(bias)) = (fact(1)?.konst.clone(), fact(2)?.konst.clone()) else {
-            return Ok(None);
-        };
-        let shape = spec.data_format.shape(&fact(0)?.shape)?;
-        let (Ok(height), Ok(width)) = (shape.hw_dims()[0].to_usize(), shape.hw_dims()[1].to_usize()) else {
-            return Ok(None);
-        };
-        let pads = spec.computed_padding(&[height, width]);
-        let window = Window {
-            kernel: [spec.kernel_shape[0], spec.kernel_shape[1]],
-            stride: [spec.stride(0), spec.stride(1)],
-            pads: Pads {
-                top: pads[0].pad_before,
-                left: pads[1].pad_before,
-                bottom: pads[0].pad_after,
-                right: pads[1].pad_after,
-            },
-        };
-        let places = window.output(Picture {
-            height,
-            width,
-            channels: spec.input_channels,
-        });
-        if [places.height, places.width] != [pads[0].convoluted, pads[1].convoluted] {
-            return Ok(None);
-        }
-        Ok(Some(Plan {
-            window,
-            kind,
-            out: spec.output_channels,
-            weights,
-            bias,
-            last: spec.data_format.c_is_last(),
-        }))
-    }
-
     /// Wires a convolution and what it takes in.
     fn convolution(&mut self, node: &TypedNode, plan: &Plan) -> TractResult<()> {
+        let rank = self.source.outlet_fact(OutletId::new(node.id, 0))?.rank();
+        let axis = if plan.last { rank - 1 } else { rank - 3 };
         let known = |outlet: OutletId| self.as_is.contains_key(&outlet) || self.last.contains_key(&outlet);
-        let Chain { nodes, clip, residual } = follow(self.source, node, known)?;
-        let picture = |this: &mut Self, outlet| if plan.last { this.plain(outlet) } else { this.last(outlet) };
-        let x = picture(self, node.inputs[0])?;
-        let weights = plan.weights.try_as_plain_ram()?.as_slice::<f32>()?;
-        let [ky, kx] = plan.window.kernel;
-        let packed = match plan.kind {
-            Kind::Dense => dense::pack(weights, plan.out, weights.len() / (plan.out * ky * kx), [ky, kx]),
-            Kind::Depthwise => depthwise::pack(plan.out, ky * kx, |c, t| weights[c * ky * kx + t]),
+        let chain = follow(self.source, node, plan.bias, axis, known)?;
+        let picture = |this: &mut Self, outlet| {
+            if plan.last {
+                this.plain(outlet)
+            } else {
+                this.last(outlet)
+            }
         };
-        let bias = plan.bias.try_as_plain_ram()?.as_slice::<f32>()?;
-        // A scalar stands for all channels.
-        let bias: Vec<f32> = (0..plan.out).map(|o| bias[o % bias.len()]).collect();
-        let name = &node.name;
-        let mut inputs = tvec!(
-            x,
-            self.constant(format!("{name}.weights_packed"), &packed)?,
-            self.constant(format!("{name}.bias_vector"), &bias)?,
-        );
-        if let Some(residual) = residual {
+        let mut x = picture(self, plan.picture)?;
+        if let Some(op) = &plan.batch {
+            x = self
+                .target
+                .wire_node(format!("{}.batch", node.name), op.clone(), &[x])?[0];
+        }
+        let mut inputs = tvec!(x);
+        let (weights, form) = self.weights(node, plan)?;
+        inputs.push(weights);
+        inputs.push(self.bias(node, plan, chain.bias)?);
+        if let Some(residual) = chain.residual {
             inputs.push(picture(self, residual)?);
         }
         let op = FConv {
             window: plan.window,
             kind: plan.kind,
             out: plan.out,
-            clip,
-            residual: residual.is_some(),
-            weights: Weights::Packed,
+            clip: chain.clip,
+            residual: chain.residual.is_some(),
+            weights: form,
             isa: self.isa,
         };
         // The result is that of the last node that was taken in.
-        let end = nodes.last().copied().unwrap_or(node.id);
+        let end = chain.nodes.last().copied().unwrap_or(node.id);
         let wired = self.target.wire_node(&self.source.node(end).name, op, &inputs)?[0];
-        self.fused.extend(nodes);
+        self.fused.extend(chain.nodes);
         let outlet = OutletId::new(end, 0);
         if plan.last {
             self.as_is.insert(outlet, wired);
@@ -333,6 +286,37 @@ impl Rewriter<'_> {
             self.last.insert(outlet, wired);
         }
         Ok(())
+    }
+
+    /// Constant weights are packed here, others at each call.
+    fn weights(&mut self, node: &TypedNode, plan: &Plan) -> TractResult<(OutletId, Weights)> {
+        let Some(constant) = self.source.outlet_fact(plan.weights)?.konst.clone() else {
+            return Ok((self.plain(plan.weights)?, Weights::Oihw));
+        };
+        let weights = constant.try_as_plain_ram()?.as_slice::<f32>()?;
+        let [ky, kx] = plan.window.kernel;
+        let packed = match plan.kind {
+            Kind::Dense => dense::pack(weights, plan.out, weights.len() / (plan.out * ky * kx), [ky, kx]),
+            Kind::Depthwise => depthwise::pack(plan.out, ky * kx, |c, t| weights[c * ky * kx + t]),
+        };
+        Ok((
+            self.constant(format!("{}.weights_packed", node.name), &packed)?,
+            Weights::Packed,
+        ))
+    }
+
+    /// A constant bias has a value for each channel; a scalar stands for all of them, and none is zeros.
+    fn bias(&mut self, node: &TypedNode, plan: &Plan, bias: Option<OutletId>) -> TractResult<OutletId> {
+        let name = format!("{}.bias_vector", node.name);
+        let Some(bias) = bias else {
+            return self.constant(name, &vec![0.0; plan.out]);
+        };
+        let Some(constant) = self.source.outlet_fact(bias)?.konst.clone() else {
+            return self.plain(bias);
+        };
+        let values = constant.try_as_plain_ram()?.as_slice::<f32>()?;
+        let all: Vec<f32> = (0..plan.out).map(|o| values[o % values.len()]).collect();
+        self.constant(name, &all)
     }
 
     fn constant(&mut self, name: String, values: &[f32]) -> TractResult<OutletId> {

@@ -83,7 +83,7 @@ impl Net {
         self.bound(min(), x, 6.0)
     }
 
-    /// Checks the rewritten network against tract's own; returns the operators of the first.
+    /// Checks the rewritten network, decluttered before or not, against tract's own; returns the operators of the latter.
     fn check(mut self, outputs: &[OutletId]) -> Vec<String> {
         self.model.select_output_outlets(outputs).unwrap();
         let shape: Vec<usize> = self.model.input_fact(0).unwrap().shape.as_concrete().unwrap().into();
@@ -94,9 +94,18 @@ impl Net {
         };
         let want = run(self.model.clone());
         let mut operators = Vec::new();
-        for &isa in Isa::available() {
-            let rewritten = rewrite(&self.model, isa).unwrap();
-            operators = rewritten.nodes.iter().map(|n| n.op.name().into_owned()).collect();
+        let decluttered = self.model.clone().into_decluttered().unwrap();
+        for (model, &isa) in [decluttered, self.model]
+            .iter()
+            .flat_map(|m| Isa::available().iter().map(move |i| (m, i)))
+        {
+            let rewritten = rewrite(model, isa).unwrap();
+            let names: Vec<String> = rewritten.nodes.iter().map(|n| n.op.name().into_owned()).collect();
+            assert!(
+                operators.is_empty() || count(&operators, "FConv") == count(&names, "FConv"),
+                "{names:?}"
+            );
+            operators = names;
             let have = run(rewritten);
             assert_eq!(have.len(), want.len());
             for (have, want) in have.iter().zip(&want) {
@@ -147,8 +156,14 @@ fn inverted_residual_blocks_move_axes_at_the_borders_only() {
         x = net.wire(Reduce::new(tvec!(rank - 2, rank - 1), Reducer::Sum), &[x]);
         let operators = net.check(&[x]);
         assert_eq!(count(&operators, "FConv"), 7, "{operators:?}");
-        assert_eq!(count(&operators, "Add") + count(&operators, "Max") + count(&operators, "Min"), 0);
-        let moves = operators.iter().filter(|o| o.starts_with("MoveAxis") || o.starts_with("Move")).count();
+        assert_eq!(
+            count(&operators, "Add") + count(&operators, "Max") + count(&operators, "Min"),
+            0
+        );
+        let moves = operators
+            .iter()
+            .filter(|o| o.starts_with("MoveAxis") || o.starts_with("Move"))
+            .count();
         assert_eq!(moves, 2, "{operators:?}");
     }
 }
@@ -157,7 +172,10 @@ fn inverted_residual_blocks_move_axes_at_the_borders_only() {
 #[test]
 fn residual_blocks_with_a_bound_behind_the_sum() {
     let (mut net, mut x) = Net::new(&[2, 3, 19, 21]);
-    x = net.conv(x, &layer(18, 7, 2, PaddingSpec::Explicit(tvec!(3, 2), tvec!(2, 3)), false));
+    x = net.conv(
+        x,
+        &layer(18, 7, 2, PaddingSpec::Explicit(tvec!(3, 2), tvec!(2, 3)), false),
+    );
     x = net.bound(max(), x, 0.0);
     let pool = PoolSpec {
         data_format: DataFormat::NCHW,
@@ -168,15 +186,31 @@ fn residual_blocks_with_a_bound_behind_the_sum() {
         input_channels: 18,
         output_channels: 18,
     };
-    x = net.wire(MaxPool { pool_spec: pool, with_index_outputs: None }, &[x]);
+    x = net.wire(
+        MaxPool {
+            pool_spec: pool,
+            with_index_outputs: None,
+        },
+        &[x],
+    );
     let beside = net.conv(x, &layer(35, 1, 2, PaddingSpec::Valid, false));
-    let mut y = net.conv(x, &layer(35, 3, 2, PaddingSpec::Explicit(tvec!(1, 1), tvec!(1, 1)), false));
+    let mut y = net.conv(
+        x,
+        &layer(35, 3, 2, PaddingSpec::Explicit(tvec!(1, 1), tvec!(1, 1)), false),
+    );
     y = net.bound(max(), y, 0.0);
-    y = net.conv(y, &layer(35, 3, 1, PaddingSpec::Explicit(tvec!(1, 1), tvec!(1, 1)), false));
+    y = net.conv(
+        y,
+        &layer(35, 3, 1, PaddingSpec::Explicit(tvec!(1, 1), tvec!(1, 1)), false),
+    );
     y = net.wire(add(), &[beside, y]);
     y = net.bound(max(), y, 0.0);
     let operators = net.check(&[y]);
-    assert_eq!((count(&operators, "FConv"), count(&operators, "Add")), (4, 0), "{operators:?}");
+    assert_eq!(
+        (count(&operators, "FConv"), count(&operators, "Add")),
+        (4, 0),
+        "{operators:?}"
+    );
 }
 
 /// Results that are read twice, a bound before a sum, gates, padding and scaling by channel: all stay right.
@@ -193,7 +227,13 @@ fn what_cannot_be_fused_is_left_beside() {
     let scaled = net.wire(mul(), &[gated, scale]);
     let zero = Tensor::zero_scalar::<f32>().unwrap().into_arc_tensor();
     let pads = vec![(0, 0), (0, 0), (1, 0), (0, 2)];
-    let padded = net.wire(Pad { pads, mode: PadMode::Constant(zero) }, &[scaled]);
+    let padded = net.wire(
+        Pad {
+            pads,
+            mode: PadMode::Constant(zero),
+        },
+        &[scaled],
+    );
     let b = net.conv(padded, &layer(8, 2, 1, PaddingSpec::Valid, true));
     let twice = net.wire(add(), &[b, b]);
     // The first convolution's own result is an output too.
@@ -227,7 +267,11 @@ fn convolutions_that_are_not_covered_keep_their_own_path() {
     let weights = net.constant(&[16, 1, 3, 3], &noise(16 * 9, 2));
     y = net.wire(op, &[y, weights, bias]);
     let operators = net.check(&[y]);
-    assert_eq!((count(&operators, "FConv"), count(&operators, "Conv")), (1, 2), "{operators:?}");
+    assert_eq!(
+        (count(&operators, "FConv"), count(&operators, "Conv")),
+        (1, 2),
+        "{operators:?}"
+    );
 }
 
 #[test]
@@ -239,10 +283,19 @@ fn threads_change_no_bit() {
     let input = Tensor::from_shape(&[5, 3, 20, 20], &noise(6000, 7)).unwrap();
     for &isa in Isa::available() {
         let run = |threads: usize| {
-            let plan = rewrite(&net.model, isa).unwrap().into_optimized().unwrap().into_runnable().unwrap();
+            let plan = rewrite(&net.model, isa)
+                .unwrap()
+                .into_optimized()
+                .unwrap()
+                .into_runnable()
+                .unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let result = pool.install(|| plan.run(tvec![input.clone().into_tvalue()]).unwrap());
-            op::values(&result[0]).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            op::values(&result[0])
+                .unwrap()
+                .iter()
+                .map(|v| v.to_bits())
+                .collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(3), "{isa:?}");
     }

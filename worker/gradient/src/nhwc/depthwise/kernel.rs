@@ -1,5 +1,7 @@
 //! The kernels of the depthwise convolution: sixteen channels and some pixels in registers, written once over [`Lanes`].
 #![allow(unsafe_code)]
+// Kernels are one function each for their instructions, and loops over registers are unrolled by index.
+#![allow(clippy::inline_always, clippy::needless_range_loop)]
 
 use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -302,7 +304,10 @@ unsafe fn taps<L: Lanes, const T: usize, const U: usize>(pair: &Pair, channel: u
     unsafe {
         let mut sums = [[L::splat(0.0); T]; U];
         for oy in 0..pair.out.height {
-            let Some(iy) = (oy * sy + ky).checked_sub(pads.top).filter(|y| *y < pair.picture.height) else {
+            let Some(iy) = (oy * sy + ky)
+                .checked_sub(pads.top)
+                .filter(|y| *y < pair.picture.height)
+            else {
                 continue;
             };
             let x = pair.x.as_ptr().add(iy * width * channels + channel);
@@ -341,7 +346,9 @@ unsafe fn taps<L: Lanes, const T: usize, const U: usize>(pair: &Pair, channel: u
         }
         let [taps_y, taps_x] = pair.window.kernel;
         for t in 0..T {
-            let to = pair.dw.add((channel * taps_y * taps_x) + (ky * taps_x + kx + t) * LANES);
+            let to = pair
+                .dw
+                .add((channel * taps_y * taps_x) + (ky * taps_x + kx + t) * LANES);
             let mut sum = L::load(to);
             for part in &sums {
                 sum = L::add(sum, part[t]);

@@ -103,7 +103,14 @@ pub fn forward(isa: Isa, window: &Window, x: (&[f32], Picture), weights: &[f32],
 ///
 /// # Panics
 /// Where a slice is too short for the sizes.
-pub fn input_gradient(isa: Isa, window: &Window, dy: &[f32], weights: &[f32], dx: (&mut [f32], Picture), finish: &Finish) {
+pub fn input_gradient(
+    isa: Isa,
+    window: &Window,
+    dy: &[f32],
+    weights: &[f32],
+    dx: (&mut [f32], Picture),
+    finish: &Finish,
+) {
     let (dx, picture) = dx;
     let out = window.output(picture);
     // Pixels q s + phase meet the taps with k = phase + before (mod s), at output q + (phase + before - k) / s.
@@ -142,9 +149,22 @@ pub fn weight_gradient(isa: Isa, window: &Window, x: (&[f32], Picture), dy: &[f3
     assert!(data.len() >= picture.len(), "the picture is too short");
     assert!(dy.len() >= out.len(), "the gradient is too short");
     let taps = window.kernel[0] * window.kernel[1];
-    assert!(dw.len() >= picture.channels.div_ceil(LANES) * taps * LANES, "the weights are too short");
+    assert!(
+        dw.len() >= picture.channels.div_ceil(LANES) * taps * LANES,
+        "the weights are too short"
+    );
     let dw = dw.as_mut_ptr();
-    kernel::weights(isa, &kernel::Pair { window, x: data, picture, dy, out, dw });
+    kernel::weights(
+        isa,
+        &kernel::Pair {
+            window,
+            x: data,
+            picture,
+            dy,
+            out,
+            dw,
+        },
+    );
 }
 
 /// Checks the slices and runs the kernel.
@@ -160,10 +180,19 @@ fn sum(
     assert!(channels == target.channels, "channels stay as they are");
     assert!(from.len() >= source.len(), "the source is too short");
     assert!(to.len() >= target.len(), "the target is too short");
-    assert!(weights.len() >= channels.div_ceil(LANES) * ky * kx * LANES, "the weights are too short");
+    assert!(
+        weights.len() >= channels.div_ceil(LANES) * ky * kx * LANES,
+        "the weights are too short"
+    );
     assert!(finish.bias.is_none_or(|b| b.len() >= channels), "the bias is too short");
-    assert!(finish.residual.is_none_or(|r| r.len() >= target.len()), "the residual is too short");
-    assert!(finish.gate.is_none_or(|(g, _)| g.len() >= target.len()), "the gate is too short");
+    assert!(
+        finish.residual.is_none_or(|r| r.len() >= target.len()),
+        "the residual is too short"
+    );
+    assert!(
+        finish.gate.is_none_or(|(g, _)| g.len() >= target.len()),
+        "the gate is too short"
+    );
     for (axis, kernel, size) in [(rows, ky, target.height), (columns, kx, target.width)] {
         assert!(axis.taps.iter().all(|t| t.weight < kernel), "a tap has no weight");
         assert!(
@@ -171,6 +200,22 @@ fn sum(
             "a window writes outside the target"
         );
     }
-    assert!(rows.taps.len() <= MAX_TAPS && columns.taps.len() <= MAX_TAPS, "more than {MAX_TAPS} taps along an axis");
-    kernel::run(isa, &kernel::Task { from, source, weights, kernel: [ky, kx], to: to.as_mut_ptr(), target, rows, columns, finish });
+    assert!(
+        rows.taps.len() <= MAX_TAPS && columns.taps.len() <= MAX_TAPS,
+        "more than {MAX_TAPS} taps along an axis"
+    );
+    kernel::run(
+        isa,
+        &kernel::Task {
+            from,
+            source,
+            weights,
+            kernel: [ky, kx],
+            to: to.as_mut_ptr(),
+            target,
+            rows,
+            columns,
+            finish,
+        },
+    );
 }

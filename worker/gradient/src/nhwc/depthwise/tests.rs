@@ -5,18 +5,85 @@ use super::*;
 fn cases() -> Vec<(Window, Picture)> {
     let mut cases = Vec::new();
     for (kernel, stride, pads) in [
-        ([3, 3], [1, 1], Pads { top: 1, left: 1, bottom: 1, right: 1 }),
-        ([3, 3], [2, 2], Pads { top: 0, left: 0, bottom: 1, right: 1 }),
-        ([3, 3], [2, 2], Pads { top: 1, left: 1, bottom: 1, right: 1 }),
-        ([5, 5], [1, 1], Pads { top: 2, left: 2, bottom: 2, right: 2 }),
-        ([5, 5], [2, 2], Pads { top: 1, left: 1, bottom: 2, right: 2 }),
-        ([1, 4], [1, 3], Pads { top: 0, left: 3, bottom: 0, right: 1 }),
-        ([7, 2], [3, 1], Pads { top: 3, left: 0, bottom: 4, right: 0 }),
+        (
+            [3, 3],
+            [1, 1],
+            Pads {
+                top: 1,
+                left: 1,
+                bottom: 1,
+                right: 1,
+            },
+        ),
+        (
+            [3, 3],
+            [2, 2],
+            Pads {
+                top: 0,
+                left: 0,
+                bottom: 1,
+                right: 1,
+            },
+        ),
+        (
+            [3, 3],
+            [2, 2],
+            Pads {
+                top: 1,
+                left: 1,
+                bottom: 1,
+                right: 1,
+            },
+        ),
+        (
+            [5, 5],
+            [1, 1],
+            Pads {
+                top: 2,
+                left: 2,
+                bottom: 2,
+                right: 2,
+            },
+        ),
+        (
+            [5, 5],
+            [2, 2],
+            Pads {
+                top: 1,
+                left: 1,
+                bottom: 2,
+                right: 2,
+            },
+        ),
+        (
+            [1, 4],
+            [1, 3],
+            Pads {
+                top: 0,
+                left: 3,
+                bottom: 0,
+                right: 1,
+            },
+        ),
+        (
+            [7, 2],
+            [3, 1],
+            Pads {
+                top: 3,
+                left: 0,
+                bottom: 4,
+                right: 0,
+            },
+        ),
         ([1, 1], [2, 2], Pads::default()),
     ] {
         for (height, width, channels) in [(7, 7, 32), (13, 17, 19), (4, 30, 5), (2, 3, 16)] {
             let window = Window { kernel, stride, pads };
-            let picture = Picture { height, width, channels };
+            let picture = Picture {
+                height,
+                width,
+                channels,
+            };
             if !window.output(picture).is_empty() {
                 cases.push((window, picture));
             }
@@ -70,7 +137,12 @@ fn every_kernel_sums_the_windows_of_the_definition() {
             forward(isa, &window, (&x, picture), &packed, &mut y, &Finish::NONE);
             close(&y, &want, &what);
             let clip = Clip { low: -0.2, high: 0.7 };
-            let finish = Finish { bias: Some(&bias), residual: Some(&residual), clip, gate: Some((&gate, clip)) };
+            let finish = Finish {
+                bias: Some(&bias),
+                residual: Some(&residual),
+                clip,
+                gate: Some((&gate, clip)),
+            };
             forward(isa, &window, (&x, picture), &packed, &mut y, &finish);
             for (i, w) in want.iter_mut().enumerate() {
                 *w += f64::from(bias[i % channels]) + f64::from(residual[i]);

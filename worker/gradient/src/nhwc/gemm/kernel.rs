@@ -1,5 +1,7 @@
 //! The kernel of the product: a tile of rows by panels in registers, written once over [`Lanes`].
 #![allow(unsafe_code)]
+// Kernels are one function each for their instructions, and loops over registers are unrolled by index.
+#![allow(clippy::inline_always, clippy::needless_range_loop)]
 
 use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -154,39 +156,19 @@ unsafe fn tile<L: Lanes, const R: usize, const P: usize>(task: &Task, terms: Ter
                 }
             }
         }
-        let mut a = task.a.data.as_ptr().wrapping_add(i * task.a.row + terms.from * task.a.col);
-        let mut b = task.b.data.as_ptr().wrapping_add(panel * task.b.panel + terms.from * task.b.row);
-        if columns == LANES || task.b.padded {
-            for _ in terms.from..terms.to {
-                let mut right = [L::splat(0.0); P];
-                for p in 0..P {
-                    right[p] = L::load(b.add(p * task.b.panel));
-                }
-                for r in 0..R {
-                    let left = L::splat(*a.add(r * task.a.row));
-                    for p in 0..P {
-                        sums[r][p] = L::mul_add(left, right[p], sums[r][p]);
-                    }
-                }
-                a = a.wrapping_add(task.a.col);
-                b = b.wrapping_add(task.b.row);
-            }
+        let at = panel * task.b.panel + terms.from * task.b.row;
+        let right = task.b.data.as_ptr().wrapping_add(at);
+        let left = task
+            .a
+            .data
+            .as_ptr()
+            .wrapping_add(i * task.a.row + terms.from * task.a.col);
+        let count = terms.to - terms.from;
+        sums = if columns == LANES || task.b.padded {
+            products::<L, R, P, true>(task, sums, left, right, count, columns)
         } else {
-            for _ in terms.from..terms.to {
-                let mut right = [L::splat(0.0); P];
-                for p in 0..P {
-                    right[p] = L::load_first(b.add(p * task.b.panel), width(p));
-                }
-                for r in 0..R {
-                    let left = L::splat(*a.add(r * task.a.row));
-                    for p in 0..P {
-                        sums[r][p] = L::mul_add(left, right[p], sums[r][p]);
-                    }
-                }
-                a = a.wrapping_add(task.a.col);
-                b = b.wrapping_add(task.b.row);
-            }
-        }
+            products::<L, R, P, false>(task, sums, left, right, count, columns)
+        };
         // One short loop for each step: a loop that the compiler does not unroll would keep the sums in memory.
         let c = task.c.add(i * task.row + column);
         if terms.last {
@@ -230,4 +212,40 @@ unsafe fn tile<L: Lanes, const R: usize, const P: usize>(task: &Task, terms: Ter
         }
     }
     R
+}
+
+/// Adds to a tile's sums the products of `count` terms, from `left` in A and `right` in B on. With `WHOLE` all lanes of a
+/// panel may be read, else of the last one its `columns` alone.
+#[inline(always)]
+unsafe fn products<L: Lanes, const R: usize, const P: usize, const WHOLE: bool>(
+    task: &Task,
+    mut sums: [[L::V; P]; R],
+    mut left: *const f32,
+    mut right: *const f32,
+    count: usize,
+    columns: usize,
+) -> [[L::V; P]; R] {
+    // SAFETY: the caller's: A and B hold the terms.
+    unsafe {
+        for _ in 0..count {
+            let mut b = [L::splat(0.0); P];
+            for p in 0..P {
+                let from = right.add(p * task.b.panel);
+                b[p] = if WHOLE || p + 1 < P {
+                    L::load(from)
+                } else {
+                    L::load_first(from, columns)
+                };
+            }
+            for r in 0..R {
+                let a = L::splat(*left.add(r * task.a.row));
+                for p in 0..P {
+                    sums[r][p] = L::mul_add(a, b[p], sums[r][p]);
+                }
+            }
+            left = left.wrapping_add(task.a.col);
+            right = right.wrapping_add(task.b.row);
+        }
+    }
+    sums
 }

@@ -14,7 +14,7 @@ mod pack;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub use pack::{Panels, packed_len, pack};
+pub use pack::{Panels, pack, packed_len};
 
 use super::isa::Isa;
 use super::lanes::LANES;
@@ -104,9 +104,18 @@ pub fn gemm(
         assert!(b.fits(n, k), "B is too short");
     }
     assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "the bias is too short");
-    assert!(epilogue.residual.is_none_or(|r| r.len() >= end), "the residual is too short");
-    assert!(epilogue.gate.is_none_or(|(g, _)| g.len() >= end), "the gate is too short");
-    assert!(epilogue.bias.is_none() || !epilogue.accumulate, "a bias and an old value");
+    assert!(
+        epilogue.residual.is_none_or(|r| r.len() >= end),
+        "the residual is too short"
+    );
+    assert!(
+        epilogue.gate.is_none_or(|(g, _)| g.len() >= end),
+        "the gate is too short"
+    );
+    assert!(
+        epilogue.bias.is_none() || !epilogue.accumulate,
+        "a bias and an old value"
+    );
     kernel::run(
         isa,
         &kernel::Task {

@@ -40,7 +40,11 @@ impl<'a> Panels<'a> {
 
     /// Whether `data` holds `k` rows of `n` columns, both above 0.
     pub(super) fn fits(&self, n: usize, k: usize) -> bool {
-        let last = if self.padded { LANES } else { n - (panels(n) - 1) * LANES };
+        let last = if self.padded {
+            LANES
+        } else {
+            n - (panels(n) - 1) * LANES
+        };
         self.data.len() >= (panels(n) - 1) * self.panel + (k - 1) * self.row + last
     }
 }

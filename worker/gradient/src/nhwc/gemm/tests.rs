@@ -56,8 +56,17 @@ fn every_kernel_is_the_plain_product_over_odd_sizes_and_tails() {
     let relu6 = Clip { low: 0.0, high: 0.5 };
     for &isa in Isa::available() {
         for (turn, size) in (0..).zip([
-            [1, 1, 1], [12, 32, 7], [13, 33, 16], [25, 17, 3], [49, 40, 96], [5, 15, 0], [23, 48, 31], [11, 65, 2],
-            [100, 24, 144], [7, 16, 2049], [3, 31, 2500],
+            [1, 1, 1],
+            [12, 32, 7],
+            [13, 33, 16],
+            [25, 17, 3],
+            [49, 40, 96],
+            [5, 15, 0],
+            [23, 48, 31],
+            [11, 65, 2],
+            [100, 24, 144],
+            [7, 16, 2049],
+            [3, 31, 2500],
         ]) {
             let [m, n, k] = size;
             let row = n + turn % 3;
@@ -69,21 +78,46 @@ fn every_kernel_is_the_plain_product_over_odd_sizes_and_tails() {
             let packed = pack(k, n, at);
             // Rows and columns of A may lie either way round.
             let a = if turn % 2 == 0 {
-                Strided { data: &x, row: k, col: 1 }
+                Strided {
+                    data: &x,
+                    row: k,
+                    col: 1,
+                }
             } else {
-                Strided { data: &x, row: 1, col: m }
+                Strided {
+                    data: &x,
+                    row: 1,
+                    col: m,
+                }
             };
             for (b, lies) in [(Panels::packed(&packed, k), "packed"), (Panels::rows(&w, n), "rows")] {
                 for epilogue in [
                     Epilogue::NONE,
-                    Epilogue { bias: Some(&bias), ..Epilogue::NONE },
-                    Epilogue { bias: Some(&bias), residual: Some(&other), clip: relu6, ..Epilogue::NONE },
-                    Epilogue { accumulate: true, gate: Some((&gate, relu6)), ..Epilogue::NONE },
+                    Epilogue {
+                        bias: Some(&bias),
+                        ..Epilogue::NONE
+                    },
+                    Epilogue {
+                        bias: Some(&bias),
+                        residual: Some(&other),
+                        clip: relu6,
+                        ..Epilogue::NONE
+                    },
+                    Epilogue {
+                        accumulate: true,
+                        gate: Some((&gate, relu6)),
+                        ..Epilogue::NONE
+                    },
                 ] {
                     let old = noise(m * row, 6);
                     let mut c = old.clone();
                     gemm(isa, size, a, b, (&mut c, row), &epilogue);
-                    close(&c, &plain(size, a, at, &old, row, &epilogue), scale, &format!("{what} {lies}"));
+                    close(
+                        &c,
+                        &plain(size, a, at, &old, row, &epilogue),
+                        scale,
+                        &format!("{what} {lies}"),
+                    );
                 }
             }
         }
@@ -95,8 +129,22 @@ fn what_is_not_a_number_stays_so_through_a_clip() {
     for &isa in Isa::available() {
         let mut c = [0.0; 20];
         let (a, b) = ([f32::NAN], [1.0; 20]);
-        let epilogue = Epilogue { clip: Clip { low: 0.0, high: 6.0 }, ..Epilogue::NONE };
-        gemm(isa, [1, 20, 1], Strided { data: &a, row: 1, col: 1 }, Panels::rows(&b, 20), (&mut c, 20), &epilogue);
+        let epilogue = Epilogue {
+            clip: Clip { low: 0.0, high: 6.0 },
+            ..Epilogue::NONE
+        };
+        gemm(
+            isa,
+            [1, 20, 1],
+            Strided {
+                data: &a,
+                row: 1,
+                col: 1,
+            },
+            Panels::rows(&b, 20),
+            (&mut c, 20),
+            &epilogue,
+        );
         assert!(c.iter().all(|v| v.is_nan()), "{isa:?}: {c:?}");
     }
 }
@@ -108,7 +156,11 @@ fn a_matrix_that_is_too_short_is_refused() {
     gemm(
         Isa::Portable,
         [2, 2, 2],
-        Strided { data: &[1.0; 3], row: 2, col: 1 },
+        Strided {
+            data: &[1.0; 3],
+            row: 2,
+            col: 1,
+        },
         Panels::rows(&[1.0; 4], 2),
         (&mut c, 2),
         &Epilogue::NONE,

@@ -1,6 +1,8 @@
 //! Lanes in plain Rust. On x86 multiply and add round twice, so that every x86 machine gives the same bits; elsewhere the
 //! architecture's own fused multiply-add is used.
 #![allow(unsafe_code)]
+// Lanes become instructions of the kernel that uses them.
+#![allow(clippy::inline_always)]
 
 use super::{LANES, Lanes};
 

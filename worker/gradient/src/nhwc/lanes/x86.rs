@@ -1,5 +1,7 @@
 //! Lanes of x86-64: one register of AVX-512, or two of AVX2. Both have fused multiply-add, and both give the same bits.
 #![allow(unsafe_code)]
+// Lanes become instructions of the kernel that uses them.
+#![allow(clippy::inline_always, clippy::wildcard_imports)]
 
 use super::Lanes;
 use std::arch::x86_64::*;
@@ -127,7 +129,12 @@ impl Lanes for Avx2 {
     unsafe fn load_first(from: *const f32, count: usize) -> Self::V {
         let [low, high] = pair(count);
         // SAFETY: see above; the second half may lie outside, then its mask is empty.
-        unsafe { [_mm256_maskload_ps(from, low), _mm256_maskload_ps(from.wrapping_add(8), high)] }
+        unsafe {
+            [
+                _mm256_maskload_ps(from, low),
+                _mm256_maskload_ps(from.wrapping_add(8), high),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -176,7 +183,10 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn gate(value: Self::V, gate: Self::V, low: f32, high: f32) -> Self::V {
-        [half_gate(value[0], gate[0], low, high), half_gate(value[1], gate[1], low, high)]
+        [
+            half_gate(value[0], gate[0], low, high),
+            half_gate(value[1], gate[1], low, high),
+        ]
     }
 }
 

@@ -1,0 +1,170 @@
+//! Which nodes are convolutions that can be rewritten.
+
+use super::depthwise::MAX_TAPS;
+use super::op::Kind;
+use super::shape::{Pads, Picture, Window};
+use tract_onnx::tract_core::internal::{
+    AxisOp, Datum, DimLike, OutletId, TVec, ToDim, TractError, TractResult, TypedModel, TypedNode,
+};
+use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat};
+use tract_onnx::tract_core::ops::einsum::EinSum;
+
+/// A convolution that can be rewritten.
+pub(super) struct Plan {
+    /// The window.
+    pub window: Window,
+    /// Which channels are summed.
+    pub kind: Kind,
+    /// Channels of the result.
+    pub out: usize,
+    /// Which input is the picture.
+    pub picture: OutletId,
+    /// Which input is the weights, in the order O x I x H x W.
+    pub weights: OutletId,
+    /// The convolution's own bias.
+    pub bias: Option<OutletId>,
+    /// Whether the picture comes with channels last already.
+    pub last: bool,
+    /// What makes the picture's batch of one that of the result: decluttering drops it somewhere and adds it elsewhere.
+    pub batch: Option<AxisOp>,
+}
+
+/// What a node is rewritten to, if it is a convolution that is covered: 2-D, of f32, over pictures whose size is known,
+/// not dilated, dense or depthwise with one result for each channel.
+pub(super) fn plan(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Plan>> {
+    let f32s = |outlet: &OutletId| {
+        let fact = model.outlet_fact(*outlet)?;
+        Ok::<_, TractError>(fact.datum_type == f32::datum_type() && fact.exotic_fact.is_none())
+    };
+    for input in &node.inputs {
+        if !f32s(input)? {
+            return Ok(None);
+        }
+    }
+    if let Some(conv) = node.op_as::<Conv>() {
+        return convolution(model, node, conv);
+    }
+    if let Some(sum) = node.op_as::<EinSum>() {
+        return pointwise(model, node, sum);
+    }
+    Ok(None)
+}
+
+fn convolution(model: &TypedModel, node: &TypedNode, conv: &Conv) -> TractResult<Option<Plan>> {
+    let spec = &conv.pool_spec;
+    let kind = match conv.group {
+        1 => Kind::Dense,
+        group if group == spec.input_channels && group == spec.output_channels => Kind::Depthwise,
+        _ => return Ok(None),
+    };
+    let [picture, weights, bias] = node.inputs[..] else {
+        return Ok(None);
+    };
+    if conv.q_params.is_some()
+        || spec.rank() != 2
+        || spec.dilations().iter().any(|d| *d != 1)
+        || conv.kernel_fmt != KernelFormat::OIHW
+        || (kind == Kind::Depthwise && spec.kernel_shape.iter().any(|k| *k > MAX_TAPS))
+    {
+        return Ok(None);
+    }
+    let fact = model.outlet_fact(bias)?;
+    // A constant may stand for all channels; a bias that is trained has them all.
+    if fact.konst.is_none() && fact.shape.volume() != spec.output_channels.to_dim() {
+        return Ok(None);
+    }
+    let shape = spec.data_format.shape(&model.outlet_fact(picture)?.shape)?;
+    let (Ok(height), Ok(width)) = (shape.hw_dims()[0].to_usize(), shape.hw_dims()[1].to_usize()) else {
+        return Ok(None);
+    };
+    let pads = spec.computed_padding(&[height, width]);
+    let window = Window {
+        kernel: [spec.kernel_shape[0], spec.kernel_shape[1]],
+        stride: [spec.stride(0), spec.stride(1)],
+        pads: Pads {
+            top: pads[0].pad_before,
+            left: pads[1].pad_before,
+            bottom: pads[0].pad_after,
+            right: pads[1].pad_after,
+        },
+    };
+    let places = window.output(Picture {
+        height,
+        width,
+        channels: spec.input_channels,
+    });
+    if [places.height, places.width] != [pads[0].convoluted, pads[1].convoluted] {
+        return Ok(None);
+    }
+    Ok(Some(Plan {
+        window,
+        kind,
+        out: spec.output_channels,
+        picture,
+        weights,
+        bias: Some(bias),
+        last: spec.data_format.c_is_last(),
+        batch: None,
+    }))
+}
+
+/// Decluttering makes a sum of products of a 1x1 convolution: (N) I H W, O I -> (N) O H W, where a batch of one may come
+/// or go.
+fn pointwise(model: &TypedModel, node: &TypedNode, sum: &EinSum) -> TractResult<Option<Plan>> {
+    let [picture, weights] = node.inputs[..] else {
+        return Ok(None);
+    };
+    let x = model.outlet_fact(picture)?;
+    let y = model.outlet_fact(OutletId::new(node.id, 0))?;
+    let shape = &model.outlet_fact(weights)?.shape;
+    let batch = match (x.rank(), y.rank()) {
+        (3, 3) | (4, 4) => None,
+        (4, 3) if x.shape[0].is_one() => Some(AxisOp::Rm(0)),
+        (3, 4) if y.shape[0].is_one() => Some(AxisOp::Add(0)),
+        _ => return Ok(None),
+    };
+    if sum.q_params.is_some() || shape.rank() != 2 {
+        return Ok(None);
+    }
+    // Axes counted from the channels, so that a batch is number -1.
+    let place = |slots: &TVec<usize>, rank: usize| match slots[..] {
+        [] => Some(None),
+        [slot] => Some(Some((slot + 3).cast_signed() - rank.cast_signed())),
+        _ => None,
+    };
+    let fits = sum.axes.iter_all_axes().all(|axis| {
+        let places = (
+            place(&axis.inputs[0], x.rank()),
+            place(&axis.inputs[1], 3),
+            place(&axis.outputs[0], y.rank()),
+        );
+        let (Some(in_x), Some(in_w), Some(in_y)) = places else {
+            return false;
+        };
+        match (in_x, in_w, in_y) {
+            // Channels in, channels out, a batch of one that goes or comes, and all others, which stay.
+            (Some(0), Some(1), None) | (None, Some(0), Some(0)) => true,
+            (Some(-1), None, None) | (None, None, Some(-1)) => batch.is_some(),
+            (Some(a), None, Some(b)) => a == b,
+            _ => false,
+        }
+    });
+    let concrete = y.shape[y.rank() - 3..].iter().all(|d| d.to_usize().is_ok());
+    if !fits || !concrete {
+        return Ok(None);
+    }
+    Ok(Some(Plan {
+        window: Window {
+            kernel: [1, 1],
+            stride: [1, 1],
+            pads: Pads::default(),
+        },
+        kind: Kind::Dense,
+        out: shape[0].to_usize()?,
+        picture,
+        weights,
+        bias: None,
+        last: false,
+        batch,
+    }))
+}
