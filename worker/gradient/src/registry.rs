@@ -2,9 +2,10 @@
 //! other frameworks. This table alone decides which operators a gradient may pass, and the documentation, the refusals
 //! and the tests are made from it. An operator that is not listed is refused.
 
+use crate::nhwc::FConv;
 use crate::ops::Softplus;
 use crate::prelude::*;
-use crate::rules::{conv, elementwise, index, matmul, norm, pool, reduce, select, shape};
+use crate::rules::{conv, elementwise, index, matmul, nhwc, norm, pool, reduce, select, shape};
 use crate::site::{Gradients, Site};
 use core_ops::array::{
     CumSum, Gather, GatherElements, GatherNd, MultiBroadcastTo, Pad, ScatterElements, ScatterNd, Slice, Tile, Topk,
@@ -317,6 +318,12 @@ pub static REGISTRY: &[Entry] = &[
         is::<SumPool>,
         pool::sum_pool,
         "y = Σ or mean over a window: ∂x = Σ g of the windows, divided alike",
+    ),
+    trainable(
+        "FConv",
+        is::<FConv>,
+        nhwc::convolution,
+        "y = clip(W∗x + b + r): ∂z = g·[low < y < high], ∂x = Wᵀ∗∂z, ∂W = x⋆∂z, ∂b = Σ ∂z, ∂r = ∂z",
     ),
     // Reductions
     trainable(

@@ -3,6 +3,7 @@
 
 use super::gemm::{self, Clip, Epilogue, Panels, Strided, gemm};
 use super::isa::Isa;
+use super::lanes::LANES;
 use super::shape::{Picture, Window};
 
 /// Values of a block of unfolded pixels, 64 KiB.
@@ -15,6 +16,29 @@ pub fn pack(oihw: &[f32], out: usize, channels: usize, kernel: [usize; 2]) -> Ve
     gemm::pack(taps * channels, out, |k, o| {
         oihw[(o * channels + k % channels) * taps + k / channels]
     })
+}
+
+/// The weights of [`pack`] turned round for the gradient of the input: rows are channels out, columns (ky, kx, channel in).
+pub fn turn(oihw: &[f32], channels: usize, kernel: [usize; 2], out: usize) -> Vec<f32> {
+    let taps = kernel[0] * kernel[1];
+    gemm::pack(out, taps * channels, |o, k| {
+        oihw[(o * channels + k % channels) * taps + k / channels]
+    })
+}
+
+/// The same from weights that [`pack`] wrote.
+pub fn turn_packed(packed: &[f32], terms: usize, out: usize) -> Vec<f32> {
+    gemm::pack(out, terms, |o, k| packed[(o / LANES * terms + k) * LANES + o % LANES])
+}
+
+/// A gradient of weights in the order O x I x H x W from one whose rows are (ky, kx, channel in).
+pub fn unpack_rows(rows: &[f32], channels: usize, kernel: [usize; 2], out: usize) -> Vec<f32> {
+    let taps = kernel[0] * kernel[1];
+    let at = |i: usize| {
+        let (o, c, t) = (i / taps / channels, i / taps % channels, i % taps);
+        rows[(t * channels + c) * out + o]
+    };
+    (0..taps * channels * out).map(at).collect()
 }
 
 /// What is added to a sum and how it is bounded.
@@ -59,7 +83,7 @@ pub fn forward(
         gemm(isa, [places.pixels(), out, terms], a, b, (y, out), &epilogue(0));
         return;
     }
-    let block = (UNFOLDED / terms.max(1)).clamp(12, 480) / 12 * 12;
+    let block = block(terms);
     let mut unfolded = vec![0.0; block * terms];
     for first in (0..places.pixels()).step_by(block) {
         let rows = block.min(places.pixels() - first);
@@ -81,25 +105,145 @@ pub fn forward(
 }
 
 /// Writes what the windows from number `first` on read, a row for each: (ky, kx, channel), zeros outside the picture.
-pub(super) fn unfold(window: &Window, (x, picture): (&[f32], Picture), first: usize, to: &mut [f32]) {
+fn unfold(window: &Window, (x, picture): (&[f32], Picture), first: usize, to: &mut [f32]) {
     let [ky, kx] = window.kernel;
-    let (channels, width) = (picture.channels, picture.width);
+    let channels = picture.channels;
     let across = window.output(picture).width;
     for (number, row) in (first..).zip(to.chunks_exact_mut(ky * kx * channels)) {
-        let (top, left) = (number / across * window.stride[0], number % across * window.stride[1]);
-        // Columns of the window that lie inside the picture.
-        let from = window.pads.left.saturating_sub(left).min(kx);
-        let end = (width + window.pads.left).saturating_sub(left).clamp(from, kx);
-        for (y, part) in (top..).zip(row.chunks_exact_mut(kx * channels)) {
-            match y.checked_sub(window.pads.top).filter(|y| *y < picture.height) {
-                Some(y) if from < end => {
-                    let start = (y * width + left + from - window.pads.left) * channels;
-                    part[..from * channels].fill(0.0);
-                    part[from * channels..end * channels].copy_from_slice(&x[start..][..(end - from) * channels]);
-                    part[end * channels..].fill(0.0);
-                }
-                _ => part.fill(0.0),
+        for (y, part) in row.chunks_exact_mut(kx * channels).enumerate() {
+            if let Some((inside, start)) = line(window, picture, [number / across, number % across], y) {
+                let (from, end) = (inside.start * channels, inside.end * channels);
+                part[..from].fill(0.0);
+                part[from..end].copy_from_slice(&x[start..][..end - from]);
+                part[end..].fill(0.0);
+            } else {
+                part.fill(0.0);
             }
         }
     }
+}
+
+/// The gradient of [`forward`]'s input: `dx[iy, ix, i] = sum of dz[oy, ox, o] w[ky, kx, i, o]` over the windows that read
+/// this pixel, where `dz` is the gradient of the sums; `weights` are those of [`turn`].
+///
+/// # Panics
+/// Where a slice is too short for the sizes.
+pub fn input_gradient(
+    isa: Isa,
+    window: &Window,
+    (dz, out): (&[f32], usize),
+    weights: &[f32],
+    (dx, picture): (&mut [f32], Picture),
+) {
+    let places = window.output(picture);
+    let terms = window.kernel[0] * window.kernel[1] * picture.channels;
+    let b = Panels::packed(weights, out);
+    if window.is_pointwise() {
+        let a = Strided {
+            data: dz,
+            row: out,
+            col: 1,
+        };
+        gemm(isa, [places.pixels(), terms, out], a, b, (dx, terms), &Epilogue::NONE);
+        return;
+    }
+    dx.fill(0.0);
+    let block = block(terms);
+    let mut unfolded = vec![0.0; block * terms];
+    for first in (0..places.pixels()).step_by(block) {
+        let rows = block.min(places.pixels() - first);
+        let a = Strided {
+            data: &dz[first * out..],
+            row: out,
+            col: 1,
+        };
+        gemm(isa, [rows, terms, out], a, b, (&mut unfolded, terms), &Epilogue::NONE);
+        fold(window, &unfolded[..rows * terms], first, (dx, picture));
+    }
+}
+
+/// Adds to `dw`, whose rows are (ky, kx, channel in), the gradient of the weights of one picture:
+/// `dw[ky, kx, i, o] += sum over (oy, ox) of x[oy s - top + ky, ox s - left + kx, i] dz[oy, ox, o]`.
+///
+/// # Panics
+/// Where a slice is too short for the sizes.
+pub fn weight_gradient(
+    isa: Isa,
+    window: &Window,
+    (x, picture): (&[f32], Picture),
+    (dz, out): (&[f32], usize),
+    dw: &mut [f32],
+) {
+    let places = window.output(picture);
+    let terms = window.kernel[0] * window.kernel[1] * picture.channels;
+    let epilogue = Epilogue {
+        accumulate: true,
+        ..Epilogue::NONE
+    };
+    if window.is_pointwise() {
+        let a = Strided {
+            data: x,
+            row: 1,
+            col: terms,
+        };
+        gemm(
+            isa,
+            [terms, out, places.pixels()],
+            a,
+            Panels::rows(dz, out),
+            (dw, out),
+            &epilogue,
+        );
+        return;
+    }
+    let block = block(terms);
+    let mut unfolded = vec![0.0; block * terms];
+    for first in (0..places.pixels()).step_by(block) {
+        let rows = block.min(places.pixels() - first);
+        unfold(window, (x, picture), first, &mut unfolded[..rows * terms]);
+        let a = Strided {
+            data: &unfolded,
+            row: 1,
+            col: terms,
+        };
+        let b = Panels::rows(&dz[first * out..], out);
+        gemm(isa, [terms, out, rows], a, b, (dw, out), &epilogue);
+    }
+}
+
+/// Adds each value of the rows, which lie as [`unfold`] writes them, to the pixel that its window reads.
+fn fold(window: &Window, rows: &[f32], first: usize, (dx, picture): (&mut [f32], Picture)) {
+    let [ky, kx] = window.kernel;
+    let across = window.output(picture).width;
+    for (number, row) in (first..).zip(rows.chunks_exact(ky * kx * picture.channels)) {
+        for (y, part) in row.chunks_exact(kx * picture.channels).enumerate() {
+            if let Some((inside, start)) = line(window, picture, [number / across, number % across], y) {
+                let part = &part[inside.start * picture.channels..inside.end * picture.channels];
+                dx[start..].iter_mut().zip(part).for_each(|(to, from)| *to += from);
+            }
+        }
+    }
+}
+
+/// Pixels that are unfolded at a time.
+fn block(terms: usize) -> usize {
+    (UNFOLDED / terms.max(1)).clamp(12, 480) / 12 * 12
+}
+
+/// Of row `y` of the window at the place (row, column): which of its columns lie inside the picture, and where the first
+/// of them begins there; `None` where none does.
+fn line(
+    window: &Window,
+    picture: Picture,
+    [row, column]: [usize; 2],
+    y: usize,
+) -> Option<(std::ops::Range<usize>, usize)> {
+    let y = (row * window.stride[0] + y).checked_sub(window.pads.top)?;
+    let left = column * window.stride[1];
+    let from = window.pads.left.saturating_sub(left);
+    let end = (picture.width + window.pads.left)
+        .saturating_sub(left)
+        .min(window.kernel[1]);
+    let start = (y * picture.width + left + from).wrapping_sub(window.pads.left) * picture.channels;
+    (y < picture.height && from < end).then_some((from..end, start))
 }

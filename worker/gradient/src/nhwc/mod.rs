@@ -8,6 +8,7 @@ mod chain;
 pub mod dense;
 pub mod depthwise;
 pub mod gemm;
+mod grad;
 mod isa;
 mod lanes;
 mod op;
@@ -16,9 +17,12 @@ mod plan;
 mod rewrite;
 pub mod shape;
 
+pub use grad::{ClipGrad, FConvGradB, FConvGradW, FConvGradX};
 pub use isa::Isa;
 pub use op::{FConv, Kind, Weights};
 pub use rewrite::rewrite;
 
+#[cfg(test)]
+mod grad_tests;
 #[cfg(test)]
 mod tests;

@@ -55,7 +55,7 @@ pub struct FConv {
 
 impl FConv {
     /// The weights, packed.
-    fn packed<'a>(&self, weights: &'a [f32], channels: usize) -> Cow<'a, [f32]> {
+    pub(super) fn packed<'a>(&self, weights: &'a [f32], channels: usize) -> Cow<'a, [f32]> {
         let kernel = self.window.kernel;
         match (self.weights, self.kind) {
             (Weights::Packed, _) => Cow::Borrowed(weights),

@@ -6,6 +6,7 @@ pub mod conv;
 pub mod elementwise;
 pub mod index;
 pub mod matmul;
+pub mod nhwc;
 pub mod norm;
 pub mod pool;
 pub mod reduce;

@@ -6,7 +6,7 @@
 
 mod kernel;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::gemm::Clip;
 use super::isa::Isa;
@@ -70,6 +70,12 @@ pub fn pack(channels: usize, taps: usize, at: impl Fn(usize, usize) -> f32) -> V
         }
     }
     packed
+}
+
+/// The weights in the order (channel, tap) from those of [`pack`].
+pub fn unpack(packed: &[f32], channels: usize, taps: usize) -> Vec<f32> {
+    let at = |i: usize| packed[(i / taps / LANES * taps + i % taps) * LANES + i / taps % LANES];
+    (0..channels * taps).map(at).collect()
 }
 
 /// `y[oy, ox, c] = finish(sum over (ky, kx) of x[oy s - top + ky, ox s - left + kx, c] w[ky, kx, c])` for one picture,

@@ -93,7 +93,7 @@ fn cases() -> Vec<(Window, Picture)> {
 }
 
 /// Calls `each` with (output pixel, input pixel, tap) for every pair that a window joins.
-fn joined(window: &Window, picture: Picture, mut each: impl FnMut(usize, usize, usize)) {
+pub(in super::super) fn joined(window: &Window, picture: Picture, mut each: impl FnMut(usize, usize, usize)) {
     let out = window.output(picture);
     for oy in 0..out.height {
         for ox in 0..out.width {

@@ -1,0 +1,213 @@
+//! The gradients of the channels-last convolution, as operators of the typed graph.
+//!
+//! Gradients of weights and bias are sums over the pictures of a batch. They are taken over a fixed number of groups of
+//! pictures, then over the groups in order, so the number of threads changes no bit.
+
+use super::dense;
+use super::depthwise;
+use super::gemm::Clip;
+use super::op::{FConv, Kind, Weights, pictures, split, values};
+use super::output::filled;
+use super::shape::Picture;
+use rayon::prelude::*;
+use tract_onnx::tract_core::internal::{
+    Datum, DatumExt, EvalContext, EvalOp, IntoTValue, Op, StaticName, TValue, TVec, Tensor, TractResult, TypedFact,
+    TypedOp, Validation, as_op, ensure, op_as_typed_op, op_out_of_plan, tvec,
+};
+
+/// Groups of pictures whose sums are taken on their own.
+const GROUPS: usize = 4;
+
+/// Calls `each` with a picture's number and `length` zeros of its group for every picture, and adds up the groups.
+fn grouped(pictures: usize, length: usize, each: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let group = pictures.div_ceil(GROUPS).max(1);
+    let sums: Vec<Vec<f32>> = (0..pictures.div_ceil(group))
+        .into_par_iter()
+        .map(|g| {
+            let mut sum = vec![0.0; length];
+            for picture in g * group..((g + 1) * group).min(pictures) {
+                each(picture, &mut sum);
+            }
+            sum
+        })
+        .collect();
+    let mut sums = sums.into_iter();
+    let mut total = sums.next().unwrap_or_else(|| vec![0.0; length]);
+    for sum in sums {
+        total.iter_mut().zip(sum).for_each(|(t, s)| *t += s);
+    }
+    total
+}
+
+/// The gradient of what lies before a clip: `g` where `low < y < high`, 0 elsewhere. Inputs: g and y, of one form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClipGrad {
+    /// The bounds.
+    pub clip: Clip,
+}
+
+/// The gradient of a convolution's pictures. Inputs: the gradient of the sums and the weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FConvGradX {
+    /// The convolution.
+    pub conv: FConv,
+    /// Form of its pictures.
+    pub shape: TVec<usize>,
+}
+
+/// The gradient of a convolution's weights, in the order O x I x H x W. Inputs: the pictures and the gradient of the sums.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FConvGradW {
+    /// The convolution.
+    pub conv: FConv,
+    /// Form of its weights.
+    pub shape: TVec<usize>,
+}
+
+/// The gradient of a convolution's bias: for each channel the sum over all pixels. Input: the gradient of the sums.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FConvGradB {
+    /// Form of the bias.
+    pub shape: TVec<usize>,
+}
+
+impl EvalOp for ClipGrad {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (g, y) = (values(&inputs[0])?, values(&inputs[1])?);
+        let Clip { low, high } = self.clip;
+        let gradient = filled(inputs[0].shape(), |to| {
+            for ((to, g), y) in to.iter_mut().zip(g).zip(y) {
+                *to = if low < *y && *y < high { *g } else { 0.0 };
+            }
+            Ok(())
+        })?;
+        Ok(tvec!(gradient.into_tvalue()))
+    }
+}
+
+impl EvalOp for FConvGradX {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (batch, picture) = split(&self.shape)?;
+        let picture = Picture {
+            height: picture[0],
+            width: picture[1],
+            channels: picture[2],
+        };
+        let count = batch.iter().product::<usize>();
+        let (dz, weights) = (values(&inputs[0])?, values(&inputs[1])?);
+        let conv = &self.conv;
+        let [ky, kx] = conv.window.kernel;
+        let terms = ky * kx * picture.channels;
+        let weights = match conv.kind {
+            Kind::Dense if conv.weights == Weights::Packed => dense::turn_packed(weights, terms, conv.out),
+            Kind::Dense => dense::turn(weights, picture.channels, conv.window.kernel, conv.out),
+            Kind::Depthwise => conv.packed(weights, picture.channels).into_owned(),
+        };
+        let out = conv.window.output(picture).pixels() * conv.out;
+        let each = |i: usize, dx: &mut [f32]| {
+            let dz = &dz[i * out..][..out];
+            match conv.kind {
+                Kind::Dense => dense::input_gradient(conv.isa, &conv.window, (dz, conv.out), &weights, (dx, picture)),
+                Kind::Depthwise => {
+                    let finish = depthwise::Finish::NONE;
+                    depthwise::input_gradient(conv.isa, &conv.window, dz, &weights, (dx, picture), &finish);
+                }
+            }
+        };
+        let dx = filled(&self.shape, |dx| {
+            if count == 1 {
+                each(0, dx);
+            } else if !picture.is_empty() {
+                let each_of = |(i, dx): (usize, &mut [f32])| each(i, dx);
+                dx.par_chunks_exact_mut(picture.len()).enumerate().for_each(each_of);
+            }
+            Ok(())
+        })?;
+        Ok(tvec!(dx.into_tvalue()))
+    }
+}
+
+impl EvalOp for FConvGradW {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (count, picture) = pictures(&inputs[0])?;
+        let (x, dz) = (values(&inputs[0])?, values(&inputs[1])?);
+        let conv = &self.conv;
+        let [ky, kx] = conv.window.kernel;
+        let (length, out) = (picture.len(), conv.window.output(picture).pixels() * conv.out);
+        let x = |i: usize| (&x[i * length..][..length], picture);
+        let dz = |i: usize| &dz[i * out..][..out];
+        let dw = match conv.kind {
+            Kind::Dense => {
+                let terms = ky * kx * picture.channels;
+                let dw = grouped(count, terms * conv.out, |i, dw| {
+                    dense::weight_gradient(conv.isa, &conv.window, x(i), (dz(i), conv.out), dw);
+                });
+                dense::unpack_rows(&dw, picture.channels, conv.window.kernel, conv.out)
+            }
+            Kind::Depthwise => {
+                let dw = grouped(count, super::gemm::packed_len(ky * kx, conv.out), |i, dw| {
+                    depthwise::weight_gradient(conv.isa, &conv.window, x(i), dz(i), dw);
+                });
+                depthwise::unpack(&dw, conv.out, ky * kx)
+            }
+        };
+        Ok(tvec!(Tensor::from_shape(&self.shape, &dw)?.into_tvalue()))
+    }
+}
+
+impl EvalOp for FConvGradB {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (count, picture) = pictures(&inputs[0])?;
+        let dz = values(&inputs[0])?;
+        let db = grouped(count, picture.channels, |i, db| {
+            for pixel in dz[i * picture.len()..][..picture.len()].chunks_exact(picture.channels.max(1)) {
+                db.iter_mut().zip(pixel).for_each(|(b, g)| *b += g);
+            }
+        });
+        Ok(tvec!(Tensor::from_shape(&self.shape, &db)?.into_tvalue()))
+    }
+}
+
+/// What all four share: a name, and f32 of a known form.
+macro_rules! operator {
+    ($op: ty, $name: literal, $inputs: literal, |$this: ident, $facts: ident| $shape: expr) => {
+        impl Op for $op {
+            fn name(&self) -> StaticName {
+                $name.into()
+            }
+
+            fn validation(&self) -> Validation {
+                Validation::Rounding
+            }
+
+            op_as_typed_op!();
+        }
+
+        impl TypedOp for $op {
+            fn output_facts(&self, $facts: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+                ensure!($facts.len() == $inputs, "{} has {} inputs", $name, $inputs);
+                ensure!(
+                    $facts.iter().all(|f| f.datum_type == f32::datum_type()),
+                    "f32 is needed"
+                );
+                let $this = self;
+                Ok(tvec!(f32::fact($shape)))
+            }
+
+            as_op!();
+        }
+    };
+}
+
+operator!(ClipGrad, "ClipGrad", 2, |_this, facts| facts[0].shape.clone());
+operator!(FConvGradX, "FConvGradX", 2, |this, facts| this.shape.clone());
+operator!(FConvGradW, "FConvGradW", 2, |this, facts| this.shape.clone());
+operator!(FConvGradB, "FConvGradB", 1, |this, facts| this.shape.clone());
