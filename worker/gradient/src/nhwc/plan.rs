@@ -23,8 +23,8 @@ pub(super) struct Plan {
     pub weights: OutletId,
     /// The convolution's own bias.
     pub bias: Option<OutletId>,
-    /// Whether the picture comes with channels last already.
-    pub last: bool,
+    /// Whether picture and result have their channels last already: decluttering may have moved them.
+    pub last: [bool; 2],
     /// What makes the picture's batch of one that of the result: decluttering drops it somewhere and adds it elsewhere.
     pub batch: Option<AxisOp>,
 }
@@ -103,13 +103,13 @@ fn convolution(model: &TypedModel, node: &TypedNode, conv: &Conv) -> TractResult
         picture,
         weights,
         bias: Some(bias),
-        last: spec.data_format.c_is_last(),
+        last: [spec.data_format.c_is_last(); 2],
         batch: None,
     }))
 }
 
 /// Decluttering makes a sum of products of a 1x1 convolution: (N) I H W, O I -> (N) O H W, where a batch of one may come
-/// or go.
+/// or go, and channels may be last on either side.
 fn pointwise(model: &TypedModel, node: &TypedNode, sum: &EinSum) -> TractResult<Option<Plan>> {
     let [picture, weights] = node.inputs[..] else {
         return Ok(None);
@@ -126,31 +126,13 @@ fn pointwise(model: &TypedModel, node: &TypedNode, sum: &EinSum) -> TractResult<
     if sum.q_params.is_some() || shape.rank() != 2 {
         return Ok(None);
     }
-    // Axes counted from the channels, so that a batch is number -1.
-    let place = |slots: &TVec<usize>, rank: usize| match slots[..] {
-        [] => Some(None),
-        [slot] => Some(Some((slot + 3).cast_signed() - rank.cast_signed())),
-        _ => None,
+    let Some(last) = [[false, false], [true, false], [false, true], [true, true]]
+        .into_iter()
+        .find(|last| joins(sum, [x.rank(), y.rank()], *last, batch.is_some()))
+    else {
+        return Ok(None);
     };
-    let fits = sum.axes.iter_all_axes().all(|axis| {
-        let places = (
-            place(&axis.inputs[0], x.rank()),
-            place(&axis.inputs[1], 3),
-            place(&axis.outputs[0], y.rank()),
-        );
-        let (Some(in_x), Some(in_w), Some(in_y)) = places else {
-            return false;
-        };
-        match (in_x, in_w, in_y) {
-            // Channels in, channels out, a batch of one that goes or comes, and all others, which stay.
-            (Some(0), Some(1), None) | (None, Some(0), Some(0)) => true,
-            (Some(-1), None, None) | (None, None, Some(-1)) => batch.is_some(),
-            (Some(a), None, Some(b)) => a == b,
-            _ => false,
-        }
-    });
-    let concrete = y.shape[y.rank() - 3..].iter().all(|d| d.to_usize().is_ok());
-    if !fits || !concrete {
+    if y.shape[y.rank() - 3..].iter().any(|d| d.to_usize().is_err()) {
         return Ok(None);
     }
     Ok(Some(Plan {
@@ -164,7 +146,34 @@ fn pointwise(model: &TypedModel, node: &TypedNode, sum: &EinSum) -> TractResult<
         picture,
         weights,
         bias: None,
-        last: false,
+        last,
         batch,
     }))
+}
+
+/// Whether a sum of products joins the axes of a picture and of the result as a 1x1 convolution does.
+fn joins(sum: &EinSum, [rank_x, rank_y]: [usize; 2], [x_last, y_last]: [bool; 2], batch: bool) -> bool {
+    // What an axis is: 0 is the channels, 1 and 2 are height and width, -1 is the batch.
+    let role = |slots: &TVec<usize>, rank: usize, last: bool| match slots[..] {
+        [] => Some(None),
+        [slot] if slot + 3 < rank => Some(Some(-1)),
+        [slot] if last => Some(Some([1, 2, 0][slot + 3 - rank])),
+        [slot] => Some(Some([0, 1, 2][slot + 3 - rank])),
+        _ => None,
+    };
+    sum.axes.iter_all_axes().all(|axis| {
+        let (Some(x), Some(y)) = (
+            role(&axis.inputs[0], rank_x, x_last),
+            role(&axis.outputs[0], rank_y, y_last),
+        ) else {
+            return false;
+        };
+        match (x, &axis.inputs[1][..], y) {
+            // Channels in, channels out, a batch of one that goes or comes, and all others, which stay.
+            (Some(0), [1], None) | (None, [0], Some(0)) => true,
+            (Some(-1), [], None) | (None, [], Some(-1)) => batch,
+            (Some(a), [], Some(b)) => a == b && a != 0,
+            _ => false,
+        }
+    })
 }

@@ -36,6 +36,7 @@ pub fn rewrite(model: &TypedModel, isa: Isa) -> TractResult<TypedModel> {
         },
         as_is: HashMap::new(),
         last: HashMap::new(),
+        pictures: HashSet::new(),
         fused: HashSet::new(),
         isa: isa.checked(),
     };
@@ -79,6 +80,8 @@ struct Rewriter<'a> {
     as_is: HashMap<OutletId, OutletId>,
     /// Outlets of the source with channels last.
     last: HashMap<OutletId, OutletId>,
+    /// Outlets of the source that are made of a convolution's result, or were turned for one.
+    pictures: HashSet<OutletId>,
     /// Nodes that a convolution took in.
     fused: HashSet<usize>,
     isa: Isa,
@@ -124,8 +127,8 @@ impl Rewriter<'_> {
 
     fn node(&mut self, node: &TypedNode) -> TractResult<()> {
         if let Some(plan) = plan(self.source, node)? {
-            // A sum of products may be something else; it pays where the picture comes with channels last.
-            if node.op_is::<Conv>() || self.last.contains_key(&plan.picture) {
+            // A sum of products may be something else, but behind a convolution it is another one.
+            if node.op_is::<Conv>() || self.pictures.contains(&plan.picture) {
                 return self.convolution(node, &plan);
             }
         }
@@ -136,6 +139,7 @@ impl Rewriter<'_> {
             if (rank == 3 || rank == 4) && (*from, *to) == (rank - 1, rank - 3) {
                 let input = self.plain(node.inputs[0])?;
                 self.last.insert(outlet, input);
+                self.pictures.insert(outlet);
                 return Ok(());
             }
         }
@@ -143,6 +147,7 @@ impl Rewriter<'_> {
             let inputs = self.all(&node.inputs, Self::last)?;
             let wired = self.target.wire_node(&node.name, op, &inputs)?;
             self.last.insert(outlet, wired[0]);
+            self.pictures.insert(outlet);
             return Ok(());
         }
         let inputs = self.all(&node.inputs, Self::plain)?;
@@ -243,17 +248,10 @@ impl Rewriter<'_> {
     /// Wires a convolution and what it takes in.
     fn convolution(&mut self, node: &TypedNode, plan: &Plan) -> TractResult<()> {
         let rank = self.source.outlet_fact(OutletId::new(node.id, 0))?.rank();
-        let axis = if plan.last { rank - 1 } else { rank - 3 };
+        let axis = if plan.last[1] { rank - 1 } else { rank - 3 };
         let known = |outlet: OutletId| self.as_is.contains_key(&outlet) || self.last.contains_key(&outlet);
         let chain = follow(self.source, node, plan.bias, axis, known)?;
-        let picture = |this: &mut Self, outlet| {
-            if plan.last {
-                this.plain(outlet)
-            } else {
-                this.last(outlet)
-            }
-        };
-        let mut x = picture(self, plan.picture)?;
+        let mut x = self.with_channels_last(plan.picture, plan.last[0])?;
         if let Some(op) = &plan.batch {
             x = self
                 .target
@@ -264,7 +262,7 @@ impl Rewriter<'_> {
         inputs.push(weights);
         inputs.push(self.bias(node, plan, chain.bias)?);
         if let Some(residual) = chain.residual {
-            inputs.push(picture(self, residual)?);
+            inputs.push(self.with_channels_last(residual, plan.last[1])?);
         }
         let op = FConv {
             window: plan.window,
@@ -280,12 +278,18 @@ impl Rewriter<'_> {
         let wired = self.target.wire_node(&self.source.node(end).name, op, &inputs)?[0];
         self.fused.extend(chain.nodes);
         let outlet = OutletId::new(end, 0);
-        if plan.last {
+        self.pictures.insert(outlet);
+        if plan.last[1] {
             self.as_is.insert(outlet, wired);
         } else {
             self.last.insert(outlet, wired);
         }
         Ok(())
+    }
+
+    /// The outlet with channels last; `already` says that it is so in the source.
+    fn with_channels_last(&mut self, outlet: OutletId, already: bool) -> TractResult<OutletId> {
+        if already { self.plain(outlet) } else { self.last(outlet) }
     }
 
     /// Constant weights are packed here, others at each call.

@@ -168,6 +168,27 @@ fn inverted_residual_blocks_move_axes_at_the_borders_only() {
     }
 }
 
+/// The picture comes with channels last, as a program has it: then decluttering moves the layout of some convolutions and
+/// of the sums of products between them.
+#[test]
+fn a_picture_that_comes_with_channels_last_moves_once() {
+    let (mut net, mut x) = Net::new(&[1, 24, 31, 3]);
+    x = net.wire(AxisOp::Move(3, 1), &[x]);
+    x = net.conv(x, &layer(20, 3, 2, PaddingSpec::SameUpper, false));
+    x = net.relu6(x);
+    x = net.conv(x, &layer(20, 3, 1, PaddingSpec::SameUpper, true));
+    x = net.relu6(x);
+    for out in [16, 33] {
+        x = net.conv(x, &layer(out, 1, 1, PaddingSpec::Valid, false));
+    }
+    x = net.relu6(x);
+    x = net.conv(x, &layer(33, 5, 2, PaddingSpec::SameUpper, true));
+    x = net.wire(Reduce::new(tvec!(2, 3), Reducer::Sum), &[x]);
+    x = net.wire(AxisOp::Rm(0), &[x]);
+    let operators = net.check(&[x]);
+    assert_eq!(count(&operators, "FConv"), 5, "{operators:?}");
+}
+
 /// Two 3x3 convolutions, a 1x1 with stride beside them, the sum bounded afterwards, pools and uneven padding around.
 #[test]
 fn residual_blocks_with_a_bound_behind_the_sum() {

@@ -18,6 +18,14 @@ def gelu_tanh(x, power):
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**power)))
 
 
+def convolution(x):
+    """A bounded 3x3 convolution of a picture of 2 x 3 pixels and two channels, which come last."""
+    weights = torch.tensor([(i % 7 - 3) / 4 for i in range(36)]).reshape(2, 2, 3, 3)
+    picture = x.reshape(1, 2, 3, 2).permute(0, 3, 1, 2)
+    y = F.conv2d(picture, weights, torch.tensor([0.25, -0.5]), padding=1)
+    return y.clamp(0, 4).permute(0, 2, 3, 1)
+
+
 FUNCTIONS = {
     "Sigmoid": torch.sigmoid,
     "Erf": torch.erf,
@@ -28,6 +36,7 @@ FUNCTIONS = {
     "HardSwish": F.hardswish,
     "LeakyRelu": lambda x: F.leaky_relu(x, 0.125),
     "RoundHalfToEven": lambda x: x + torch.round(x),
+    "FConv": convolution,
     "Reduce<MeanOfSquares>": lambda x: (x.reshape(3, 4) ** 2).mean(1, keepdim=True),
     "RmsNorm": lambda x: x.reshape(3, 4) * torch.rsqrt((x.reshape(3, 4) ** 2).mean(1, keepdim=True) + 1e-5),
 }

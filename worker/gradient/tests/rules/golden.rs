@@ -2,6 +2,9 @@
 #![allow(clippy::unreadable_literal, clippy::excessive_precision)]
 
 use crate::harness::{Case, gradients_f32};
+use fleetune_gradient::nhwc::gemm::Clip;
+use fleetune_gradient::nhwc::shape::{Pads, Window};
+use fleetune_gradient::nhwc::{FConv, Isa, Kind, Weights};
 use tract_onnx::prelude::{Tensor, tensor0, tvec};
 use tract_onnx::tract_core::internal::{AxisOp, SpecialOps, ToDim};
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
@@ -156,6 +159,13 @@ pub const GOLDEN: &[(&str, f64, &[f64; 12])] = &[
         &[0.5, -1.0, 0.75, 2.0, -0.25, 1.5, -0.5, 1.0, -1.25, 0.625, 1.125, -0.875],
     ),
     (
+        "FConv",
+        9.421875,
+        &[
+            0.75, 0.0, -0.75, -0.75, -0.75, 0.0, -0.375, -1.125, -0.75, 1.875, 0.375, 1.125,
+        ],
+    ),
+    (
         "Reduce<MeanOfSquares>",
         6.638671875,
         &[
@@ -208,6 +218,7 @@ fn case(operator: &str) -> Case {
             let step = m.wire_node("step", math::round_half_to_even(), x)?[0];
             Ok(m.wire_node("y", math::add(), &[x[0], step])?[0])
         }),
+        "FConv" => convolution(x),
         "Reduce<MeanOfSquares>" => rows(Box::new(Reduce::new(tvec![1], Reducer::MeanOfSquares))),
         "RmsNorm" => rows(Box::new(RmsNorm {
             axis: 1,
@@ -215,6 +226,36 @@ fn case(operator: &str) -> Case {
         })),
         other => panic!("{other} has no case"),
     }
+}
+
+/// A bounded 3x3 convolution of a picture of 2 x 3 pixels and two channels, which come last.
+fn convolution(x: Tensor) -> Case {
+    Case::new(vec![x], |m, x| {
+        let op = FConv {
+            window: Window {
+                kernel: [3, 3],
+                stride: [1, 1],
+                pads: Pads {
+                    top: 1,
+                    left: 1,
+                    bottom: 1,
+                    right: 1,
+                },
+            },
+            kind: Kind::Dense,
+            out: 2,
+            clip: Clip { low: 0.0, high: 4.0 },
+            residual: false,
+            weights: Weights::Oihw,
+            isa: Isa::native(),
+        };
+        let weights: Vec<f32> = (0..36_u8).map(|i| (f32::from(i % 7) - 3.0) / 4.0).collect();
+        let weights = m.add_const("weights", Tensor::from_shape(&[2, 2, 3, 3], &weights)?)?;
+        let bias = m.add_const("bias", Tensor::from_shape(&[2], &[0.25_f32, -0.5])?)?;
+        let shape = [1, 2, 3, 2].iter().map(ToDim::to_dim).collect();
+        let x = m.wire_node("picture", AxisOp::Reshape(0, tvec![12.to_dim()], shape), x)?[0];
+        Ok(m.wire_node("y", op, &[x, weights, bias])?[0])
+    })
 }
 
 #[test]
