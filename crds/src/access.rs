@@ -8,8 +8,10 @@ pub enum Actor {
     Hub,
     /// `fleetune-operator edge` of one cluster, on the hub, in that cluster's namespace only.
     EdgeOnHub,
-    /// `fleetune-operator edge`, on the device cluster.
+    /// An edge controller, there or on the hub, on the device cluster.
     Edge,
+    /// What `fleetune-operator edge` has beside that on its own cluster.
+    PullEdge,
     /// `fleetune-worker node`, on the device cluster.
     Node,
 }
@@ -47,7 +49,7 @@ pub struct Grant {
 const fn grant(actor: Actor, group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Grant {
     let scope = match actor {
         Actor::EdgeOnHub => Scope::DeviceCluster,
-        Actor::Hub | Actor::Edge | Actor::Node => Scope::Cluster,
+        Actor::Hub | Actor::Edge | Actor::PullEdge | Actor::Node => Scope::Cluster,
     };
     Grant {
         actor,
@@ -92,8 +94,13 @@ pub const GRANTS: &[Grant] = &[
     grant(Actor::Hub, OURS, "rolloutactions/status", STATUS),
     grant(Actor::Hub, OURS, "deviceclusters", &["get", "list", "patch", "watch"]),
     grant(Actor::Hub, OURS, "deviceclusters/status", STATUS),
-    // Versions are immutable; which one is the latest is read from the list.
-    grant(Actor::Hub, OURS, "modelversions", &["create", "list", "watch"]),
+    // Versions are immutable; which one is the latest is read from the list. Old ones go beyond a history limit.
+    grant(
+        Actor::Hub,
+        OURS,
+        "modelversions",
+        &["create", "delete", "list", "watch"],
+    ),
     grant(Actor::Hub, OURS, "modelplacements", WRITE),
     // Push mode runs the edge controller inside the hub operator.
     grant(Actor::Hub, OURS, "modelplacements/status", STATUS),
@@ -123,10 +130,12 @@ pub const GRANTS: &[Grant] = &[
         .named(&[crate::names::LEASE_HUB])
         .within(Scope::Operator),
     grant(Actor::Hub, "events.k8s.io", "events", &["create", "patch"]),
-    // An edge controller on the hub: read its placements, report on them, beat its heart. Nothing else, nowhere else.
+    // An edge controller on the hub: read its placements, report on them, beat its heart, and read the one Secret that
+    // holds its own kubeconfig, whose token is renewed there. Nothing else, nowhere else.
     grant(Actor::EdgeOnHub, OURS, "modelplacements", READ),
     grant(Actor::EdgeOnHub, OURS, "modelplacements/status", STATUS),
     grant(Actor::EdgeOnHub, "coordination.k8s.io", "leases", &["get", "patch"]).named(&[crate::names::LEASE_HEARTBEAT]),
+    grant(Actor::EdgeOnHub, "", "secrets", &["get"]).named(EDGE_ACCESS),
     // An edge controller at home.
     grant(Actor::Edge, OURS, "edgenodes", WRITE),
     grant(Actor::Edge, "", "nodes", READ),
@@ -139,6 +148,10 @@ pub const GRANTS: &[Grant] = &[
     )
     .within(Scope::Operator),
     grant(Actor::Edge, "events.k8s.io", "events", &["create", "patch"]),
+    // The renewed token is stored where the kubeconfig is mounted from.
+    grant(Actor::PullEdge, "", "secrets", &["get", "patch"])
+        .named(&[crate::names::HUB_KUBECONFIG])
+        .within(Scope::Operator),
     // A node's runtime: its own EdgeNode, by name; the admission policy holds it to that.
     grant(Actor::Node, OURS, "edgenodes", READ),
     grant(Actor::Node, OURS, "edgenodes/status", STATUS),

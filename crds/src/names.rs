@@ -46,6 +46,8 @@ pub const LEASE_HUB: &str = "fleetune-hub";
 pub const LEASE_HEARTBEAT: &str = "fleetune-heartbeat";
 /// Name of the ServiceAccount (and of the Secret with its kubeconfig) in the cluster's hub namespace.
 pub const EDGE_ACCOUNT: &str = "fleetune-edge";
+/// Name of the Secret in the agent's own namespace that holds its kubeconfig for the hub; the chart's default.
+pub const HUB_KUBECONFIG: &str = "fleetune-hub";
 /// Name of the chart-made ClusterRole that each cluster's RoleBinding refers to.
 pub const EDGE_CLUSTER_ROLE: &str = "fleetune-edge-hub";
 /// Namespace of the node runtime's DaemonSet on a device cluster.

@@ -21,6 +21,9 @@ pub struct HubConfig {
     /// Registries that are reached over plain HTTP.
     #[serde(default)]
     pub insecure_registries: Vec<String>,
+    /// Versions of a model that are kept although nobody names them: the newest.
+    #[serde(default = "default_version_history_limit")]
+    pub version_history_limit: u32,
     /// Signing keys and who may use them.
     #[serde(default)]
     pub signing_keys: Vec<SigningKey>,
@@ -49,6 +52,10 @@ pub struct EdgeConfig {
     pub cluster: String,
     /// Path of the kubeconfig for the hub.
     pub hub_kubeconfig: PathBuf,
+    /// Secret in this process's namespace that it is mounted from. Renewed tokens are stored there; without it, somebody
+    /// else sees to that.
+    #[serde(default)]
+    pub hub_kubeconfig_secret: Option<String>,
     /// What both subcommands have.
     #[serde(flatten)]
     pub common: Common,
@@ -122,6 +129,10 @@ pub struct HubAddress {
 
 fn seconds(seconds: u64) -> Span {
     Span::from(Duration::from_secs(seconds))
+}
+
+fn default_version_history_limit() -> u32 {
+    10
 }
 
 fn default_listen() -> SocketAddr {
@@ -259,6 +270,7 @@ mod tests {
                     activationTtl: 5m\nnodeNamespace: n\nlisten: 127.0.0.1:0";
         let hub: HubConfig = serde_yaml::from_str(full).unwrap();
         assert!(hub.signing_keys[0].allows("any"));
+        assert_eq!(hub.version_history_limit, 10);
         assert!(serde_yaml::from_str::<HubConfig>("workerImage: w\nworkerImages: x").is_err());
         let edge: EdgeConfig = serde_yaml::from_str("cluster: c\nhubKubeconfig: /k").unwrap();
         assert_eq!(edge.common.node_namespace, "fleetune-node");

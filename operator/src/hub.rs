@@ -3,7 +3,7 @@
 use crate::config::HubConfig;
 use crate::process::Controllers;
 use crate::runtime::{Context, crds};
-use crate::{devicecluster, edge, finetunejob, modelrollout};
+use crate::{devicecluster, edge, finetunejob, modelrollout, modelversion};
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelPlacement, ModelRollout, ModelVersion, RolloutAction};
 use futures::FutureExt;
 use futures::future::join_all;
@@ -28,6 +28,7 @@ pub fn controllers(ctx: &Context<HubConfig>) -> anyhow::Result<Controllers> {
     let all: Vec<Controllers> = vec![
         finetunejob::start(ctx)?,
         modelrollout::start(ctx)?,
+        modelversion::start(ctx),
         devicecluster::start(ctx),
         edge::pool::start(ctx)?,
     ];

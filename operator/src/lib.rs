@@ -7,6 +7,7 @@ pub mod edge;
 pub mod finetunejob;
 pub mod hub;
 pub mod modelrollout;
+pub mod modelversion;
 pub mod process;
 pub mod runtime;
 #[cfg(feature = "testing")]

@@ -4,60 +4,16 @@
 
 use anyhow::{Context, Result};
 use fleetune_crds::{EdgeNode, names};
+use fleetune_tests::api::helm::{install, ready, runtime, tool};
 use fleetune_tests::lab::ApiServer;
-use fleetune_tests::lab::paths::{Paths, tree};
+use fleetune_tests::lab::paths::tree;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
-
-/// The programs that the test needs are there, or the lab is required.
-fn ready() -> bool {
-    let paths = Paths::from_env().unwrap();
-    let missing = ["etcd", "kube-apiserver", "helm", "kubectl"].map(|p| paths.program(p).err());
-    let Some(error) = missing.into_iter().flatten().next() else {
-        return true;
-    };
-    let required = std::env::var_os("FLEETUNE_REQUIRE_LAB").is_some_and(|v| v == "1");
-    assert!(!required, "{error}");
-    eprintln!("SKIPPED: {error}");
-    false
-}
-
-/// Runs `helm` or `kubectl` against the server and returns what it printed, or its error.
-fn tool(program: &str, kubeconfig: &Path, args: &[&str]) -> Result<String> {
-    let output = Command::new(Paths::from_env()?.program(program)?)
-        .args(args)
-        .env("KUBECONFIG", kubeconfig)
-        .current_dir(tree())
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{program} {}: {errors}", args.join(" "));
-    Ok(text + &errors)
-}
-
-/// A client that acts as the runtime's ServiceAccount, with the node that its token would name.
-async fn runtime(server: &ApiServer, node: Option<&str>) -> Result<Client> {
-    let mut kubeconfig: Value = serde_yaml::from_str(&server.kubeconfig()?)?;
-    let user = &mut kubeconfig["users"][0]["user"];
-    user["as"] = json!(format!("system:serviceaccount:{}:fleetune-node", names::NODE_NAMESPACE));
-    user["as-groups"] = json!(["system:serviceaccounts", "system:authenticated"]);
-    let mut config = kube::Config::from_custom_kubeconfig(
-        serde_json::from_value(kubeconfig)?,
-        &kube::config::KubeConfigOptions::default(),
-    )
-    .await?;
-    if let Some(node) = node {
-        let header = "impersonate-extra-authentication.kubernetes.io%2fnode-name";
-        config.headers.push((header.parse()?, node.parse()?));
-    }
-    Ok(Client::try_from(config)?)
-}
 
 /// The error of a request that must be refused.
 fn refused<T>(what: &str, result: Result<T, kube::Error>) -> String {
@@ -85,27 +41,14 @@ async fn enforced(pods: &Api<Pod>, bad: &Pod) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn charts_install_and_their_policies_hold() -> Result<()> {
-    if !ready() {
+    if !ready()? {
         return Ok(());
     }
     let server = ApiServer::start().await?;
     let kubeconfig = server.kubeconfig_path()?;
     for round in 0..2 {
-        for (release, values) in [("fleetune", "replicas=1"), ("fleetune-edge", "cluster=edge-a")] {
-            let chart = format!("charts/{release}");
-            let args = [
-                "upgrade",
-                "--install",
-                release,
-                &chart,
-                "-n",
-                "fleetune-system",
-                "--create-namespace",
-                "--set",
-                values,
-            ];
-            let told = tool("helm", &kubeconfig, &args).with_context(|| format!("round {round}"))?;
-            assert!(!told.to_lowercase().contains("warning"), "{told}");
+        for (chart, values) in [("fleetune", "replicas=1"), ("fleetune-edge", "cluster=edge-a")] {
+            install(&kubeconfig, chart, values).with_context(|| format!("round {round}"))?;
         }
     }
     let client = server.client().await?;

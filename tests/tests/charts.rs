@@ -252,7 +252,11 @@ fn rbac_is_the_access_table_in_both_directions() {
     }
     for values in all_values(EDGE) {
         let objects = render(&helm, EDGE, &values);
-        equal("edge", &granted(&objects, "fleetune-edge"), &table(Actor::Edge));
+        let mut edge = table(Actor::Edge);
+        if values["mode"] != "Push" {
+            edge.extend(table(Actor::PullEdge));
+        }
+        equal("edge", &granted(&objects, "fleetune-edge"), &edge);
         equal("node", &granted(&objects, "fleetune-node"), &table(Actor::Node));
     }
 }

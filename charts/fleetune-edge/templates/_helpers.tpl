@@ -42,6 +42,7 @@ app.kubernetes.io/component: node
 {{- define "fleetune.config" -}}
 cluster: {{ required "cluster: name the DeviceCluster of this cluster" .Values.cluster | quote }}
 hubKubeconfig: /etc/fleetune/hub/kubeconfig
+hubKubeconfigSecret: {{ .Values.hub.kubeconfigSecret | quote }}
 nodeNamespace: {{ .Values.node.namespace | quote }}
 heartbeat:
   interval: {{ .Values.heartbeat.interval | quote }}

@@ -52,6 +52,7 @@ lease:
   duration: {{ .Values.lease.duration | quote }}
   renew: {{ .Values.lease.renew | quote }}
 resync: {{ .Values.resync | quote }}
+versionHistoryLimit: {{ .Values.versionHistoryLimit }}
 {{- end }}
 
 {{- define "fleetune.podSecurityContext" -}}

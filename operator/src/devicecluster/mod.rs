@@ -12,7 +12,7 @@ use crate::config::HubConfig;
 use crate::process::Controllers;
 use crate::runtime::controller::{Options, controller, run};
 use crate::runtime::error::{class_of, reason_of};
-use crate::runtime::watch::{news, watch};
+use crate::runtime::watch::{filled, news, watch};
 use crate::runtime::{Class, Classify, Context, Wake};
 use fleetune_crds::conditions::{READY, get};
 use fleetune_crds::{DeviceCluster, names};
@@ -128,15 +128,12 @@ pub fn start(ctx: &Context<HubConfig>) -> Controllers {
     )
     .watches_stream(beats, cluster_of);
     let resync = ctx.config.common.resync.get();
+    // Before the cache is filled, an old beat would look like a new one.
+    let filled = filled(&leases);
     let heartbeat = move |cluster: &str| {
         let lease = ObjectRef::new(names::LEASE_HEARTBEAT).within(&names::cluster_namespace(cluster));
-        let leases = leases.clone();
-        async move {
-            // Before the cache is filled, an old beat would look like a new one.
-            leases.wait_until_ready().await.ok()?;
-            leases.get(&lease)
-        }
-        .boxed()
+        let (leases, filled) = (leases.clone(), filled.clone());
+        async move { if filled.await { leases.get(&lease) } else { None } }.boxed()
     };
     let state = Arc::new(State::new(resync, Box::new(heartbeat)));
     let options = Options {

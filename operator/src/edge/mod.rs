@@ -9,6 +9,7 @@ pub mod observe;
 pub mod pick;
 pub mod plan;
 pub mod pool;
+pub mod renew;
 pub mod run;
 pub mod standing;
 pub mod status;
@@ -82,7 +83,19 @@ async fn with_hub(ctx: &Context<EdgeConfig>, metrics: &Arc<EdgeMetrics>, text: &
         metrics: metrics.clone(),
         shutdown: stop.clone(),
     };
-    let renewed = async {
+    let renewal = renew::Renewal {
+        cluster: ctx.config.cluster.clone(),
+        hub: edge.hub.clone(),
+        device: ctx.client.clone(),
+        namespace: ctx.namespace.to_string(),
+        secret: ctx.config.hub_kubeconfig_secret.clone().unwrap_or_default(),
+    };
+    let tokens = async {
+        if !renewal.secret.is_empty() {
+            renewal.keep(metrics, &stop).await;
+        }
+    };
+    let changed = async {
         loop {
             tokio::time::sleep(jitter(KUBECONFIG_PERIOD, 0.2)).await;
             if kubeconfig::read(&ctx.config.hub_kubeconfig)
@@ -97,11 +110,11 @@ async fn with_hub(ctx: &Context<EdgeConfig>, metrics: &Arc<EdgeMetrics>, text: &
     let switch = async {
         tokio::select! {
             () = ctx.shutdown.wait() => {}
-            () = renewed => {}
+            () = changed => {}
         }
         stop.trigger();
     };
-    tokio::join!(run::run(edge), switch);
+    tokio::join!(run::run(edge), switch, tokens);
 }
 
 #[cfg(test)]

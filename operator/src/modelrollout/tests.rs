@@ -215,12 +215,13 @@ async fn a_selector_that_means_nothing_is_said_so() {
 async fn hearts_are_read_and_not_only_watched_and_a_silent_cluster_is_asked_again_soon() {
     let lab = Lab::new();
     let beat = |second: i64| {
-        let lease = json!({ "spec": { "renewTime": format!("2026-01-01T00:00:{second:02}.000000Z") } });
+        let spec = json!({ "renewTime": format!("2026-01-01T00:00:{second:02}.000000Z") });
         for cluster in ["a", "b"] {
             let namespace = names::cluster_namespace(cluster);
             let name = names::LEASE_HEARTBEAT;
             let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
-            lab.api.put(&path, lease.clone());
+            lab.api
+                .put(&path, json!({ "metadata": { "name": name }, "spec": spec }));
         }
     };
     let unreachable = || lab.api.get(ROLLOUT).unwrap()["status"]["clusters"]["unreachable"].clone();

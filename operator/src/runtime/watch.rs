@@ -10,7 +10,9 @@ use crate::runtime::clock::jitter;
 use crate::runtime::controller::Kind;
 use crate::runtime::error::chain;
 use crate::runtime::metrics::Metrics;
-use futures::{Stream, StreamExt};
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, Stream, StreamExt};
+use kube::runtime::reflector::Store;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
@@ -52,6 +54,13 @@ pub fn watch<K: Kind>(
         .modify(|object| object.managed_fields_mut().clear())
 }
 
+/// True once a cache is filled, false if it never will be. Any number may wait for it: of several that wait for the store
+/// itself only one is ever woken.
+pub fn filled<K: Kind>(cache: &Store<K>) -> Shared<BoxFuture<'static, bool>> {
+    let cache = cache.clone();
+    async move { cache.wait_until_ready().await.is_ok() }.boxed().shared()
+}
+
 /// What a stream brings but for its errors, which are counted for `kind` and logged.
 pub fn news<T: Send + 'static>(
     stream: impl Stream<Item = watcher::Result<T>> + Send + 'static,
@@ -88,6 +97,22 @@ mod tests {
         }
         patience.reset();
         assert!(patience.next().unwrap() <= Duration::from_millis(600));
+    }
+
+    /// Each waits in a task of its own, as reconciles do.
+    #[tokio::test(start_paused = true)]
+    async fn everyone_who_waits_for_a_cache_is_woken() {
+        let (reader, mut writer) = store::<ConfigMap>();
+        let filled = filled(&reader);
+        let waiting: Vec<_> = (0..3).map(|_| tokio::spawn(filled.clone())).collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for event in [watcher::Event::Init, watcher::Event::InitDone] {
+            writer.apply_watcher_event(&event);
+        }
+        for one in waiting {
+            let woken = tokio::time::timeout(Duration::from_secs(1), one).await;
+            assert!(woken.expect("nobody woke it").unwrap());
+        }
     }
 
     #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod fleet;
+pub mod helm;
 pub mod operator;
 pub mod runtimes;
 
