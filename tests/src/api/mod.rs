@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Namespace of the operator in these tests.
 pub const HOME: &str = "fleetune-system";
 /// Longest wait for an answer; on an idle machine it comes in seconds.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// Logs of the operator, shown with the output of a test that fails.
 pub fn logs() {
