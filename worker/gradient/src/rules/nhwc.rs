@@ -1,4 +1,4 @@
-//! Rules of the channels-last convolution, y = clip(W∗x + b + r): with z = W∗x + b + r and ∂z = g·[low < y < high],
+//! Rules of the channels-last convolution, y = clip(W∗x + b + r): with z = W∗x + b + r and ∂z = g·\[low < y < high\],
 //! ∂x is the convolution of ∂z with the weights turned round, ∂W the correlation of x with ∂z, ∂b the sum of ∂z over all
 //! pixels, and ∂r = ∂z.
 
@@ -6,7 +6,7 @@ use crate::nhwc::{ClipGrad, FConv, FConvGradB, FConvGradW, FConvGradX, Weights};
 use crate::prelude::*;
 use crate::site::{Gradients, Site};
 
-/// y = clip(W∗x + b + r): ∂z = g·[low < y < high], ∂x = Wᵀ∗∂z, ∂W = x⋆∂z, ∂b = Σ ∂z, ∂r = ∂z
+/// y = clip(W∗x + b + r): ∂z = g·\[low < y < high\], ∂x = Wᵀ∗∂z, ∂W = x⋆∂z, ∂b = Σ ∂z, ∂r = ∂z
 pub fn convolution(site: &mut Site, g: OutletId) -> Result<Gradients, Refusal> {
     let conv = site.op::<FConv>()?;
     if site.wants(1) && conv.weights == Weights::Packed {

@@ -1,6 +1,6 @@
 //! Depthwise convolution in channels-last layout: each channel is summed over a window of its own.
 //!
-//! One kernel sums windows. What a window is stands in two lists of [`Tap`]s, so the same kernel is the forward pass and,
+//! One kernel sums windows. What a window is stands in two lists of taps, so the same kernel is the forward pass and,
 //! with the taps turned round, the gradient of the input; where the stride is above 1, the gradient falls apart into one
 //! such sum for every remainder of a pixel's position.
 
