@@ -328,3 +328,104 @@ fn the_scale_and_shift_of_a_batch_norm_can_be_trained() {
         );
     }
 }
+
+/// The MLP with an LSTM of three units in front of the last layer; rows are steps of one series.
+fn recurrent() -> pb::GraphProto {
+    let mut net = mlp();
+    net.node.truncate(2);
+    let shape = |name: &str, values: &[i64]| onnx::integers(name, values);
+    net.node.extend([
+        onnx::node("Reshape", &["relu", "steps"], "series", vec![]),
+        onnx::node(
+            "LSTM",
+            &["series", "w", "r"],
+            "states",
+            vec![common::int("hidden_size", 3)],
+        ),
+        onnx::node("Reshape", &["states", "rows"], "flat", vec![]),
+        onnx::node("MatMul", &["flat", "a"], "logits", vec![]),
+    ]);
+    net.initializer[2] = common::random("a", &[3, 3], 3);
+    net.initializer.extend([
+        common::random("w", &[1, 12, 8], 5),
+        common::random("r", &[1, 12, 3], 6),
+        shape("steps", &[4, 1, 8]),
+        shape("rows", &[4, 3]),
+    ]);
+    net
+}
+
+#[test]
+fn a_recurrent_layer_is_refused_unless_it_is_frozen() {
+    let proto = model(recurrent());
+    for trained in [&["w", "a"][..], &["z"]] {
+        match refusal(&proto, trained) {
+            Refusal::UnsupportedOperator { operator, node, reason } => {
+                assert!(
+                    node.contains("states") && !operator.is_empty() && !reason.is_empty(),
+                    "{operator} {node} {reason}"
+                );
+            }
+            other => panic!("{other}"),
+        }
+    }
+    Differentiable::build(&proto, &input(&[4, 6]), "logits", &names(&["a"]), Loss::CrossEntropy).unwrap();
+}
+
+#[test]
+fn dropout_of_an_exported_model_is_the_identity() {
+    let mut net = mlp();
+    "kept".clone_into(&mut net.node[2].input[0]);
+    net.node.insert(2, onnx::node("Dropout", &["relu"], "kept", vec![]));
+    let (x, t, w) = (tensor(&[4, 6], 9), target(), rows(&[1.0; 4]));
+    let gradients = |graph: pb::GraphProto| {
+        let proto = model(graph);
+        let weights = onnx::weights(proto.graph.as_ref().unwrap(), &names(TRAINED)).unwrap();
+        let net =
+            Differentiable::build(&proto, &input(&[4, 6]), "logits", &names(TRAINED), Loss::CrossEntropy).unwrap();
+        net.run(&weights, std::slice::from_ref(&x), &t, &w).unwrap().gradients
+    };
+    assert_eq!(gradients(net), gradients(mlp()));
+}
+
+#[test]
+fn a_fresh_layer_norm_keeps_its_weights() {
+    let mut net = mlp();
+    "normed".clone_into(&mut net.node[2].input[0]);
+    net.node.insert(
+        2,
+        onnx::node("LayerNormalization", &["relu", "ones", "zeros"], "normed", vec![]),
+    );
+    net.initializer.extend([
+        onnx::floats("ones", &[8], &[1.0; 8]),
+        onnx::floats("zeros", &[8], &[0.0; 8]),
+    ]);
+    let proto = model(net);
+    let trained = names(&["z", "ones", "zeros"]);
+    let net = Differentiable::build(&proto, &input(&[4, 6]), "logits", &trained, Loss::CrossEntropy).unwrap();
+    let weights = onnx::weights(proto.graph.as_ref().unwrap(), &trained).unwrap();
+    let (x, t, w) = (tensor(&[4, 6], 9), target(), rows(&[1.0; 4]));
+    let run = |weights: &[Arc<Tensor>]| net.run(weights, std::slice::from_ref(&x), &t, &w).unwrap();
+    let outcome = run(&weights);
+    for (i, gradient) in outcome.gradients.iter().enumerate() {
+        let gradient = values(gradient);
+        let squares: f32 = gradient.iter().map(|g| g * g).sum();
+        let step = 1e-2 / squares.sqrt();
+        let moved = |step: f32| {
+            let mut all = weights.clone();
+            let changed: Vec<f32> = values(&all[i])
+                .iter()
+                .zip(&gradient)
+                .map(|(v, g)| v + step * g)
+                .collect();
+            all[i] = Arc::new(Tensor::from_shape(weights[i].shape(), &changed).unwrap());
+            run(&all).loss
+        };
+        let numeric = (moved(step) - moved(-step)) / (2.0 * step);
+        assert!(
+            (numeric - squares).abs() < 0.02 * squares,
+            "{}: {numeric} against {squares}",
+            trained[i]
+        );
+    }
+}
