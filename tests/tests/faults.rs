@@ -67,7 +67,7 @@ async fn end(rollouts: &Api<ModelRollout>, version: &ModelVersion) -> Result<Mod
     follow(
         rollouts.clone(),
         name,
-        Duration::from_mins(8),
+        Duration::from_mins(4),
         rollout_done(&version.name_any()),
     )
     .await?;

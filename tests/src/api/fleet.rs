@@ -22,9 +22,9 @@ use tempfile::NamedTempFile;
 /// Short times, so that a test sees them pass.
 const HEARTBEAT: &str = "heartbeat: {interval: 1s, unreachableAfter: 10s}\n";
 /// A lease for tests in which another process takes over.
-pub const SHORT_LEASE: &str = "lease: {duration: 3s, renew: 500ms}\n";
+pub const SHORT_LEASE: &str = "lease: {duration: 12s, renew: 1s}\n";
 /// A lease that outlasts an API server's restart.
-pub const LONG_LEASE: &str = "lease: {duration: 60s, renew: 500ms}\n";
+pub const LONG_LEASE: &str = "lease: {duration: 60s, renew: 1s}\n";
 /// The model's key on nodes.
 const KEY: &str = "shop/shirts";
 
