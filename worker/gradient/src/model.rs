@@ -6,6 +6,7 @@ use crate::batch_norm;
 use crate::error::Refusal;
 use crate::losses::Loss;
 use crate::memory::{self, Estimate};
+use crate::nhwc::{self, Isa};
 use crate::onnx;
 use crate::profile::{Part, profile};
 use std::collections::HashMap;
@@ -195,10 +196,11 @@ fn load(
     for (i, input) in inputs.iter().enumerate() {
         inference.set_input_fact(i, InferenceFact::dt_shape(input.datum_type, &input.shape))?;
     }
-    let mut typed = inference
+    let typed = inference
         .into_typed()
         .and_then(TypedModel::into_decluttered)
         .map_err(Refusal::engine("typing the graph"))?;
+    let mut typed = nhwc::rewrite(&typed, Isa::native()).map_err(Refusal::engine("rewriting convolutions"))?;
     let logits = flattened(&mut typed, output)?;
     typed.select_output_outlets(&[logits])?;
     Ok((typed, logits))
