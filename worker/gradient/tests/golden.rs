@@ -6,11 +6,14 @@
 //! each loss, which is about ten times what was measured.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // Helpers of a test may end it; what was measured is shown.
 
+#[path = "golden/builder.rs"]
+mod builder;
 #[path = "golden/nets.rs"]
 mod nets;
 #[path = "golden/real.rs"]
 mod real;
 
+use builder::uniform;
 use fleetune_gradient::feed::{Feed, Rows};
 use fleetune_gradient::lora::{Lora, adapt};
 use fleetune_gradient::optim::{Adam, Rule};
@@ -19,7 +22,7 @@ use fleetune_gradient::philox::{Place, Purpose, Stream};
 use fleetune_gradient::schedule::{Schedule, Shape};
 use fleetune_gradient::trainer::{Plan, Shard, Trainer};
 use fleetune_gradient::{Differentiable, Input, Loss, Refusal, checkpoint, cut, onnx};
-use nets::{CLASSES, Net, net, uniform};
+use nets::{CLASSES, Net, net};
 use serde::Deserialize;
 use std::sync::Arc;
 use tract_onnx::prelude::{DatumType, Tensor};
@@ -111,7 +114,7 @@ impl Case {
             shard: self.shard,
             at_once: 2,
             epochs: self.epochs,
-            seed: nets::SEED,
+            seed: builder::SEED,
             rule: self.rule(),
             schedule: Schedule {
                 learning_rate: self.rate,
@@ -138,7 +141,7 @@ impl Case {
                 layer,
                 ..Place::of(Purpose::Data)
             };
-            let mut stream = Stream::new(nets::SEED, place);
+            let mut stream = Stream::new(builder::SEED, place);
             (0..count).map(|_| stream.bits()).collect::<Vec<u32>>()
         };
         match self.loss() {
@@ -201,7 +204,7 @@ fn trained(case: &Case, net: &mut Net) -> Vec<String> {
     };
     let sizes = case.lora.iter().map(|name| {
         let dims = &graph.initializer.iter().find(|t| t.name == *name).unwrap().dims;
-        let right = nets::inputs_first(name);
+        let right = builder::inputs_first(name);
         let inputs = if right { dims[0] } else { dims[1..].iter().product() };
         inputs as usize * case.rank
     });
@@ -326,7 +329,7 @@ fn fracast() {
 
 #[test]
 fn the_seed_is_that_of_the_script() {
-    assert_eq!(golden().seed, nets::SEED);
+    assert_eq!(golden().seed, builder::SEED);
 }
 
 /// The weights that `make.py` trains as last layers are those that the topology gives.

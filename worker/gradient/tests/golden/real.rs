@@ -1,6 +1,7 @@
 //! The models of the examples as nets of the golden tests: their graph up to its features, with a classifier on them.
 
-use crate::nets::{CLASSES, Net, uniform};
+use crate::builder::uniform;
+use crate::nets::{CLASSES, Net};
 use fleetune_gradient::onnx::{floats, node};
 use fleetune_gradient::pb;
 use fleetune_gradient::pb::attribute_proto::AttributeType;
