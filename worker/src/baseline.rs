@@ -10,6 +10,7 @@ use crate::pipeline::{MAX_ENCODED_BYTES, decode};
 use crate::progress::Tracker;
 use crate::train::{self, Fitted, Set, Targets, matrix, metrics};
 use fleetune_crds::{Activation, Metric, OptimizerName, Task};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ const BATCH: usize = 32;
 const PATIENCE: u32 = 10;
 
 /// A baseline and what it scored on the test rows.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Baseline {
     /// `majority`, `mean`, `linearGrey32` or `linearStatistics`.

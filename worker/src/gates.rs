@@ -3,6 +3,7 @@
 use crate::baseline::{Baseline, best};
 use fleetune_crds::outcome::{REASON_BUDGET_EXCEEDED, REASON_GATE_FAILED, REASON_INCONCLUSIVE, REASON_PASSED};
 use fleetune_crds::{Budget, Evaluation, Metric};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DEFAULT_CLASS: &str = "*";
 
 /// One bound and what was measured.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
     /// `accuracy min`, `macroF1 overBaseline`, `maxBytes`, …
@@ -38,7 +39,7 @@ pub struct Cost {
 }
 
 /// The word on a version.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Verdict {
     /// Passed, GateFailed, BudgetExceeded or Inconclusive.

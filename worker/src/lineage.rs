@@ -4,6 +4,7 @@
 use crate::config::Job;
 use crate::data::{DataSet, Part};
 use fleetune_crds::common::Digest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -11,10 +12,10 @@ use std::collections::BTreeMap;
 pub const FORMAT: u32 = 1;
 
 /// Where a version comes from.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Lineage {
-    /// [`FORMAT`].
+    /// Version of this format.
     pub version: u32,
     /// Name of the model.
     pub model_name: String,
@@ -35,7 +36,7 @@ pub struct Lineage {
 }
 
 /// How rows were told apart.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Split {
     /// What kept rows together.
@@ -51,7 +52,7 @@ pub struct Split {
 }
 
 /// How the head was trained.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Training {
     /// Which weights moved.
@@ -75,7 +76,7 @@ pub struct Training {
 }
 
 /// A worker build on a kind of CPU.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {
     /// Its version.

@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::selftest::{self, SelfTestResult};
 use crate::version::Version;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -33,7 +34,7 @@ const KERNELS: &[(&str, &str)] = &[("native", ""), ("NEON", "-fp16,-dotprod,-sve
 const KERNELS: &[(&str, &str)] = &[("native", "")];
 
 /// The self-test under one set of kernels.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Variant {
     /// Which kernels.
@@ -43,7 +44,7 @@ pub struct Variant {
 }
 
 /// The self-test of a version as `validate` saw it; nodes take `tolerance` from here.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfTest {
     /// Largest deviation from the recorded outputs that passes on a node.
@@ -57,7 +58,7 @@ pub struct SelfTest {
 }
 
 /// Where a number of peak memory comes from.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum MemoryOf {
     /// A process that only loads the version and answers.

@@ -4,6 +4,7 @@
 use crate::error::{INVALID_VERSION, Result, WorkerError};
 use crate::pipeline::{Before, Raw, json};
 use crate::version::{SELFTEST, Version, read_bounded};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
@@ -40,7 +41,7 @@ pub struct Sample {
 }
 
 /// What a self-test found.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfTestResult {
     /// Whether every output is within the tolerance.

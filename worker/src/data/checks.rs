@@ -4,6 +4,7 @@
 use super::{Draft, Found, Part};
 use crate::error::{MISSING_VALUES, Result, TOO_FEW_SAMPLES, UNREADABLE_SAMPLES, WorkerError};
 use fleetune_crds::Task;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,7 +27,7 @@ pub struct Fingerprint {
 }
 
 /// What was found in the data.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Checks {
     /// Samples that can be used.

@@ -10,12 +10,12 @@ use crate::{report, selftest, version};
 use std::fmt::Write;
 use std::sync::mpsc;
 
-struct Files {
-    folder: tempfile::TempDir,
-    job: Job,
+pub(super) struct Files {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) job: Job,
 }
 
-fn files(
+pub(super) fn files(
     task: &str,
     input: &str,
     dataset: &str,
@@ -123,6 +123,39 @@ fn a_job_on_pictures_ends_in_the_same_digest_on_any_number_of_threads() {
         again.unwrap_err().reason(),
         INVALID_JOB,
         "what is there is not written over"
+    );
+}
+
+#[test]
+fn hostile_names_stay_text_in_the_report() {
+    let hostile = ["<img src=x onerror=alert(1)>", "\u{202e}\"'&amp;"];
+    let pictures = pictures(60);
+    let named: Vec<(String, &[u8])> = pictures
+        .iter()
+        .map(|(name, bytes)| {
+            let name = name.replace("red", hostile[0]).replace("blue", hostile[1]);
+            (name, bytes.as_slice())
+        })
+        .collect();
+    let list: Vec<(&str, &[u8])> = named.iter().map(|(n, b)| (n.as_str(), *b)).collect();
+    let files = files(
+        "Classification",
+        "{image: {size: 16}}",
+        "",
+        &picture_model(),
+        &tar_of(&list),
+        "  train: {epochs: 2}\n",
+    );
+    run_on(2, &files, "out").unwrap();
+    let report = files.folder.path().join("out").join(REPORT);
+    let html = std::fs::read_to_string(report.join(report::HTML)).unwrap();
+    assert!(html.contains("&lt;img src=x onerror=alert(1)&gt;") && html.contains("\u{fffd}&quot;&#39;&amp;amp;"));
+    assert!(!html.contains("<img") && !html.contains('\u{202e}'));
+    let text = std::fs::read(report.join(report::JSON)).unwrap();
+    let report: report::Report = serde_json::from_slice(&text).unwrap();
+    assert!(
+        report.classes.contains_key(hostile[1]),
+        "the JSON keeps names as they are"
     );
 }
 

@@ -1,54 +1,45 @@
-//! The report as one page: no script, nothing loaded from elsewhere, every name from outside escaped.
+//! The report as one page: no script, nothing loaded from elsewhere, light or dark as the reader's system is, every name
+//! from outside escaped.
 
 use super::svg::{Line, lines, matrix};
+use super::text::{escape, megabytes, name, number};
 use super::{MemoryOf, Report};
+use crate::data::Part;
 use crate::gates::Check;
+use fleetune_crds::outcome::{REASON_INCONCLUSIVE, REASON_PASSED};
 use std::fmt::Write;
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#111827;background:#fff;max-width:900px;margin:2rem auto;\
-padding:0 1rem}h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem;border-bottom:1px solid #e5e7eb}\
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #f3f4f6}\
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.ok{color:#15803d}.bad{color:#b91c1c}.dim{color:#6b7280}\
-.badge{display:inline-block;padding:.1rem .7rem;border-radius:1rem;color:#fff;font-weight:600}\
-code{font-size:.85em;overflow-wrap:anywhere}svg{width:100%;height:auto;font-size:11px;fill:#374151}\
-.grid{stroke:#e5e7eb}.mark{stroke:#9ca3af;stroke-dasharray:4 3}.legend{margin:.2rem 0}\
-.best{background:#f9fafb;font-weight:600}";
-
-/// Text with the five characters that mean something in HTML made harmless.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
+const STYLE: &str = include_str!("style.css");
+/// Most classes that a table lists; the JSON has all of them.
+const MAX_CLASSES: usize = 200;
+/// Begins a table that scrolls by itself where the page is too narrow for it.
+const TABLE: &str = "<div class=\"wide\"><table>";
+const END: &str = "</table></div>";
 
 /// The whole page.
 pub fn page(report: &Report) -> String {
     let mut html = String::with_capacity(64 << 10);
-    let title = format!("{}/{}", escape(&report.namespace), escape(&report.model_name));
-    let passed = report.verdict.reason == fleetune_crds::outcome::REASON_PASSED;
+    let title = format!("{}/{}", name(&report.namespace), name(&report.model_name));
+    let class = match report.verdict.reason.as_str() {
+        REASON_PASSED => "good",
+        REASON_INCONCLUSIVE => "unsure",
+        _ => "bad",
+    };
     let _ = write!(
         html,
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>{title}</title>\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>{title}: report</title>\
          <style>{STYLE}</style></head><body><h1>{title}</h1>\
-         <p><span class=\"badge\" style=\"background:{}\">{}</span> {}</p><p class=\"dim\">candidate <code>{}</code></p>",
-        if passed { "#15803d" } else { "#b91c1c" },
+         <p><span class=\"badge {class}\">{}</span> {}</p>\
+         <p class=\"dim\">{:?}, report on candidate <code>{}</code></p>",
         escape(&report.verdict.reason),
         escape(&report.verdict.message),
+        report.task,
         report.candidate
     );
     metrics(&mut html, report);
     checks(&mut html, "Gates", &report.gates);
-    checks(&mut html, "Budget (class *)", &report.budget_checks);
+    checks(&mut html, "Budget of class *", &report.budget_checks);
     curves(&mut html, report);
     classes(&mut html, report);
     cost(&mut html, report);
@@ -59,35 +50,36 @@ pub fn page(report: &Report) -> String {
 }
 
 fn metrics(html: &mut String, report: &Report) {
-    let _ = write!(html, "<h2>Metrics on {} test rows</h2><table><tr><th>", report.samples);
-    for name in report.metrics.keys() {
-        let _ = write!(html, "<th class=\"n\">{}", escape(name));
+    let _ = write!(html, "<h2>Metrics on {} test rows</h2>{TABLE}<tr><th>", report.samples);
+    for metric in report.metrics.keys() {
+        let _ = write!(html, "<th class=\"n\">{}", escape(metric));
     }
-    html.push_str("<tr class=\"best\"><td>this model");
+    html.push_str("<tr class=\"own\"><td>this model");
     for value in report.metrics.values() {
-        let _ = write!(html, "<td class=\"n\">{value:.4}");
+        let _ = write!(html, "<td class=\"n\">{}", number(*value));
     }
     for baseline in &report.baselines {
-        let _ = write!(
-            html,
-            "<tr><td title=\"{}\">{}",
-            escape(&baseline.what),
-            escape(&baseline.name)
-        );
-        for name in report.metrics.keys() {
-            let _ = match baseline.metrics.get(name) {
-                Some(value) => write!(html, "<td class=\"n\">{value:.4}"),
-                None => write!(html, "<td>"),
-            };
+        let _ = write!(html, "<tr><td>{}", name(&baseline.name));
+        for metric in report.metrics.keys() {
+            let value = baseline.metrics.get(metric).map_or(String::new(), |v| number(*v));
+            let _ = write!(html, "<td class=\"n\">{value}");
         }
     }
-    html.push_str("</table><p class=\"dim\">");
     let told: Vec<String> = report
         .baselines
         .iter()
-        .map(|b| format!("{}: {}", escape(&b.name), escape(&b.what)))
+        .map(|b| format!("{}: {}", name(&b.name), escape(&b.what)))
         .collect();
-    let _ = write!(html, "{}.</p>", told.join("; "));
+    let _ = write!(html, "{END}<p class=\"dim\">{}.</p>", told.join("; "));
+}
+
+/// A bound or what was measured, in the unit that belongs to the bound's name.
+fn amount(check: &Check, value: f64) -> String {
+    match check.name.as_str() {
+        "maxBytes" | "maxPeakMemory" => megabytes(value),
+        "maxP95Latency" => format!("{value:.2} ms"),
+        _ => number(value),
+    }
 }
 
 fn checks(html: &mut String, title: &str, checks: &[Check]) {
@@ -96,37 +88,44 @@ fn checks(html: &mut String, title: &str, checks: &[Check]) {
         html.push_str("<p class=\"dim\">none</p>");
         return;
     }
-    html.push_str(
-        "<table><tr><th>bound<th class=\"n\">asked for<th class=\"n\">measured<th class=\"n\">baseline<th>holds",
+    let beside = checks.iter().any(|check| check.baseline.is_some());
+    let _ = write!(
+        html,
+        "{TABLE}<tr><th>bound<th class=\"n\">asked for<th class=\"n\">measured{}<th>holds",
+        if beside { "<th class=\"n\">baseline" } else { "" }
     );
     for check in checks {
-        let baseline = check.baseline.map_or(String::new(), |b| format!("{b:.4}"));
-        let (class, word) = if check.ok { ("ok", "yes") } else { ("bad", "no") };
+        let (class, word) = if check.ok { ("good", "yes") } else { ("bad", "no") };
         let _ = write!(
             html,
-            "<tr><td>{}<td class=\"n\">{:.4}<td class=\"n\">{:.4}<td class=\"n\">{baseline}<td class=\"{class}\">{word}",
-            escape(&check.name),
-            check.wanted,
-            check.value
+            "<tr><td>{}<td class=\"n\">{}<td class=\"n\">{}",
+            name(&check.name),
+            amount(check, check.wanted),
+            amount(check, check.value)
         );
+        if beside {
+            let baseline = check.baseline.map_or(String::new(), number);
+            let _ = write!(html, "<td class=\"n\">{baseline}");
+        }
+        let _ = write!(html, "<td class=\"{class}\">{word}");
     }
-    html.push_str("</table>");
+    html.push_str(END);
 }
 
 fn curves(html: &mut String, report: &Report) {
     let of = |f: fn(&crate::train::Epoch) -> f64| report.history.iter().map(f).collect::<Vec<f64>>();
     let kept = report.lineage.training.best_epoch as usize;
-    html.push_str("<h2>Learning curves</h2>");
+    html.push_str("<h2>Learning curves</h2><div class=\"charts\">");
     html.push_str(&lines(
         &[
             Line {
                 name: "training loss",
-                colour: "#2563eb",
+                class: "one",
                 values: of(|e| e.train_loss),
             },
             Line {
                 name: "validation loss",
-                colour: "#d97706",
+                class: "two",
                 values: of(|e| e.validation_loss),
             },
         ],
@@ -135,71 +134,113 @@ fn curves(html: &mut String, report: &Report) {
     html.push_str(&lines(
         &[Line {
             name: &format!("{} on the validation rows", report.objective),
-            colour: "#15803d",
+            class: "three",
             values: of(|e| e.objective),
         }],
         kept,
     ));
+    html.push_str("</div>");
+}
+
+/// Says how many classes a table leaves out.
+fn more(html: &mut String, classes: usize) {
+    if classes > MAX_CLASSES {
+        let _ = write!(
+            html,
+            "<p class=\"dim\">and {} more classes: report.json has all of them</p>",
+            classes - MAX_CLASSES
+        );
+    }
 }
 
 fn classes(html: &mut String, report: &Report) {
     if report.classes.is_empty() {
         return;
     }
-    html.push_str(
-        "<h2>Classes</h2><table><tr><th>label<th class=\"n\">precision<th class=\"n\">recall<th class=\"n\">F1\
-         <th class=\"n\">test rows",
+    let _ = write!(
+        html,
+        "<h2>Classes</h2>{TABLE}<tr><th>label<th class=\"n\">precision<th class=\"n\">recall<th class=\"n\">F1\
+         <th class=\"n\">test rows"
     );
-    for (label, score) in &report.classes {
+    for (label, score) in report.classes.iter().take(MAX_CLASSES) {
         let _ = write!(
             html,
             "<tr><td>{}<td class=\"n\">{:.4}<td class=\"n\">{:.4}<td class=\"n\">{:.4}<td class=\"n\">{}",
-            escape(label),
+            name(label),
             score.precision,
             score.recall,
             score.f1,
             score.support
         );
     }
-    html.push_str("</table>");
+    html.push_str(END);
+    more(html, report.classes.len());
     if let Some(confusion) = &report.confusion {
-        html.push_str("<h2>Confusion matrix</h2><p class=\"dim\">rows: truth, columns: answer</p>");
+        html.push_str(
+            "<h2>Confusion matrix</h2><p class=\"dim\">Rows: the truth. Columns: the answer. The fuller a cell, the larger \
+             its share of the row; red is wrong.</p><div class=\"wide\">",
+        );
         html.push_str(&matrix(&confusion.labels, &confusion.rows));
+        html.push_str("</div>");
     }
+}
+
+/// A table of a name and a value in each row.
+fn pairs(html: &mut String, rows: &[(&str, String)]) {
+    html.push_str(TABLE);
+    for (key, value) in rows {
+        let _ = write!(html, "<tr><td>{key}<td class=\"n\">{value}");
+    }
+    html.push_str(END);
 }
 
 fn cost(html: &mut String, report: &Report) {
     let cost = &report.cost;
-    let of = match cost.peak_memory_of {
-        MemoryOf::Child => "of a process that loads the version and answers",
-        MemoryOf::Validate => "of the validating process, which holds the data set too",
+    let memory = match cost.peak_memory_of {
+        MemoryOf::Child => "peak memory of a process that loads the version and answers",
+        MemoryOf::Validate => "peak memory of the validating process, which holds the data set too",
     };
-    let _ = write!(
+    html.push_str("<h2>Cost</h2>");
+    pairs(
         html,
-        "<h2>Cost</h2><table><tr><td>files<td class=\"n\">{:.2} MB\
-         <tr><td>latency of one sample, median / 95th percentile<td class=\"n\">{:.2} / {:.2} ms\
-         <tr><td>peak memory {of}<td class=\"n\">{:.1} MB\
-         <tr><td>self-test: tolerance / spread over {} sets of CPU kernels<td class=\"n\">{:.1e} / {:.1e}</table>",
-        cost.bytes as f64 / 1e6,
-        cost.p50_latency_ms,
-        cost.p95_latency_ms,
-        cost.peak_memory_bytes as f64 / 1e6,
-        report.self_test.variants.len(),
-        report.self_test.tolerance,
-        report.self_test.spread
+        &[
+            ("files", megabytes(cost.bytes as f64)),
+            (
+                "latency of one sample, median",
+                format!("{:.2} ms", cost.p50_latency_ms),
+            ),
+            (
+                "latency of one sample, 95th percentile",
+                format!("{:.2} ms", cost.p95_latency_ms),
+            ),
+            (memory, megabytes(cost.peak_memory_bytes as f64)),
+            (
+                "self-test: tolerance on a node",
+                format!("{:.1e}", report.self_test.tolerance),
+            ),
+            (
+                "self-test: spread over sets of CPU kernels",
+                format!(
+                    "{:.1e} over {}",
+                    report.self_test.spread,
+                    report.self_test.variants.len()
+                ),
+            ),
+        ],
     );
 }
 
 fn data(html: &mut String, report: &Report) {
     let data = &report.data;
-    html.push_str("<h2>Data checks</h2><table>");
-    let mut row = |name: &str, count: usize, warn: bool| {
+    let _ = write!(html, "<h2>Data checks</h2>{TABLE}");
+    let mut row = |what: &str, count: usize, warn: bool| {
         let class = if warn && count > 0 { " bad" } else { "" };
-        let _ = write!(html, "<tr><td>{}<td class=\"n{class}\">{count}", escape(name));
+        let _ = write!(html, "<tr><td>{}<td class=\"n{class}\">{count}", escape(what));
     };
     row("samples", data.samples, false);
-    for (part, count) in &data.parts {
-        row(&format!("rows in {part}"), *count, false);
+    for part in Part::ALL {
+        let count = data.parts.get(part.name()).copied().unwrap_or_default();
+        row(&format!("rows in {}", part.name()), count, false);
     }
     row("missing values", data.missing_values, true);
     row("unreadable", data.unreadable, true);
@@ -214,31 +255,37 @@ fn data(html: &mut String, report: &Report) {
     for (why, count) in &data.left_out {
         row(&format!("left out: {why}"), *count, false);
     }
-    html.push_str("</table>");
+    html.push_str(END);
     if !data.examples.is_empty() {
-        html.push_str("<p class=\"dim\">for example: ");
-        let told: Vec<String> = data.examples.iter().map(|e| escape(e)).collect();
-        let _ = write!(html, "{}</p>", told.join("; "));
+        html.push_str("<p class=\"dim\">for example:</p><ul class=\"dim\">");
+        for example in &data.examples {
+            let _ = write!(html, "<li>{}", escape(&super::text::cut(example, 300)));
+        }
+        html.push_str("</ul>");
     }
     if !data.classes.is_empty() {
-        html.push_str("<table><tr><th>label<th class=\"n\">train<th class=\"n\">validation<th class=\"n\">test");
-        for (label, [train, validation, test]) in &data.classes {
+        let _ = write!(
+            html,
+            "{TABLE}<tr><th>label<th class=\"n\">train<th class=\"n\">validation<th class=\"n\">test"
+        );
+        for (label, [train, validation, test]) in data.classes.iter().take(MAX_CLASSES) {
             let _ = write!(
                 html,
                 "<tr><td>{}<td class=\"n\">{train}<td class=\"n\">{validation}<td class=\"n\">{test}",
-                escape(label)
+                name(label)
             );
         }
-        html.push_str("</table>");
+        html.push_str(END);
+        more(html, data.classes.len());
     }
 }
 
 fn lineage(html: &mut String, report: &Report) {
     let lineage = &report.lineage;
     let training = &lineage.training;
-    html.push_str("<h2>Lineage</h2><table>");
-    let mut row = |name: &str, value: String| {
-        let _ = write!(html, "<tr><td>{name}<td><code>{}</code>", escape(&value));
+    let _ = write!(html, "<h2>Lineage</h2>{TABLE}");
+    let mut row = |key: &str, value: String| {
+        let _ = write!(html, "<tr><td class=\"key\">{key}<td><code>{}</code>", escape(&value));
     };
     row("base model", format!("sha256:{}", lineage.base_model_sha256));
     row(
@@ -271,15 +318,5 @@ fn lineage(html: &mut String, report: &Report) {
             lineage.worker.cpu_features.join(" ")
         ),
     );
-    html.push_str("</table>");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_cannot_become_markup() {
-        assert_eq!(escape("<b a='1'>\"&"), "&lt;b a=&#39;1&#39;&gt;&quot;&amp;");
-    }
+    html.push_str(END);
 }

@@ -3,6 +3,7 @@
 
 mod html;
 mod svg;
+mod text;
 
 use crate::baseline::Baseline;
 use crate::data::Checks;
@@ -14,6 +15,7 @@ use crate::pipeline::json;
 use crate::train::{Epoch, metrics::ClassScore};
 use fleetune_crds::common::Digest;
 use fleetune_crds::{Budget, Task};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,10 +30,10 @@ pub const HTML: &str = "report.html";
 pub const MAX_MATRIX: usize = 100;
 
 /// `report.json`.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// [`FORMAT`].
+    /// Version of this format; a reader refuses a newer one.
     pub version: u32,
     /// Namespace of the model.
     pub namespace: String,
@@ -80,7 +82,7 @@ pub struct Report {
 }
 
 /// A confusion matrix with its labels.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Confusion {
     /// In the order of rows and columns.
@@ -90,7 +92,7 @@ pub struct Confusion {
 }
 
 /// What a version costs.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Cost {
     /// Bytes of its files.
@@ -113,5 +115,26 @@ impl Report {
             std::fs::write(&path, bytes).map_err(|e| WorkerError::io("writing", &path, &e))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `docs/report.schema.json` is the JSON Schema of `report.json`, for programs in other languages. Run this test
+    /// with FLEETUNE_WRITE_SCHEMA=1 after a change of the types, and commit what it writes.
+    #[test]
+    fn the_committed_schema_is_that_of_the_types() {
+        let mut schema = schemars::schema_for!(Report);
+        let name = format!("https://fleetune.dev/schemas/report-v{FORMAT}.json");
+        schema.insert("$id".into(), name.into());
+        let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/report.schema.json");
+        if std::env::var_os("FLEETUNE_WRITE_SCHEMA").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(committed == text, "{} is not that of the types", path.display());
     }
 }

@@ -3,11 +3,12 @@
 
 use super::Targets;
 use fleetune_crds::Metric;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What was predicted for one class.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassScore {
     /// Share of the answers with this label that are right.

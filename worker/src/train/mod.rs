@@ -17,6 +17,7 @@ use net::Net;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use scale::{Scale, TargetScale};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Rows that are pushed through the net at once where nothing is learned.
@@ -56,7 +57,7 @@ pub struct Set {
 }
 
 /// One pass over the training rows.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Epoch {
     /// Its number, from 1.
