@@ -2,6 +2,7 @@
 //! what the graph takes and gives. It decides how a raw sample becomes the graph's tensor, for training, validation,
 //! self-test and serving alike. It holds no arithmetic that ONNX can say: that is in the graph.
 
+mod jpeg;
 mod picture;
 mod prepared;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! From an encoded picture to pixels: decode within bounds, make RGB, resize.
 
-use super::{Dtype, Prepared, TensorSpec};
+use super::{Dtype, Prepared, TensorSpec, jpeg};
 use crate::error::{DECOMPRESSION_BOMB, INVALID_SAMPLE, INVALID_VERSION, Result, WorkerError};
 use fleetune_crds::ImageInput;
 use image::{ImageDecoder, ImageReader, imageops::FilterType};
@@ -134,6 +134,12 @@ pub fn decode(bytes: &[u8]) -> Result<image::RgbImage> {
     ) {
         return Err(unreadable("the first bytes are those of neither".to_owned()));
     }
+    if reader.format() == Some(image::ImageFormat::Jpeg) {
+        let frame = jpeg::frame(bytes).map_err(|why| unreadable(why.to_owned()))?;
+        if frame.memory() > MAX_IMAGE_BYTES {
+            return Err(too_large(frame.width.into(), frame.height.into()));
+        }
+    }
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(MAX_IMAGE_EDGE);
     limits.max_image_height = Some(MAX_IMAGE_EDGE);
@@ -142,13 +148,19 @@ pub fn decode(bytes: &[u8]) -> Result<image::RgbImage> {
     let decoder = reader.into_decoder().map_err(|e| refused(&e))?;
     if decoder.total_bytes() > MAX_IMAGE_BYTES {
         let (width, height) = decoder.dimensions();
-        return Err(WorkerError::bad(
-            DECOMPRESSION_BOMB,
-            format!("a picture of {width}x{height} pixels takes more than {MAX_IMAGE_BYTES} bytes"),
-        ));
+        return Err(too_large(width, height));
     }
     let picture = image::DynamicImage::from_decoder(decoder).map_err(|e| refused(&e))?;
     Ok(picture.into_rgb8())
+}
+
+fn too_large(width: u32, height: u32) -> WorkerError {
+    WorkerError::bad(
+        DECOMPRESSION_BOMB,
+        format!(
+            "decoding a picture of {width}x{height} pixels takes more than {MAX_IMAGE_BYTES} bytes: make it smaller"
+        ),
+    )
 }
 
 fn refused(error: &image::ImageError) -> WorkerError {
@@ -165,7 +177,61 @@ fn refused(error: &image::ImageError) -> WorkerError {
 mod tests {
     use super::*;
     use crate::data::testing::png;
+    use crate::pipeline::jpeg::tests::{cmyk, jpeg, progressive, resized};
     use crate::pipeline::{Raw, testing::pipeline};
+
+    fn near(picture: &image::RgbImage, x: u32, y: u32, want: [u8; 3]) {
+        let got = picture.get_pixel(x, y).0;
+        let far = got.iter().zip(&want).map(|(g, w)| g.abs_diff(*w)).max();
+        assert!(far <= Some(8), "{got:?} is not {want:?}");
+    }
+
+    #[test]
+    fn jpeg_files_of_all_kinds_become_rgb() {
+        let baseline = decode(&jpeg(16, 16, |x, y| [10 * x as u8, 10 * y as u8, 120])).unwrap();
+        near(&baseline, 3, 12, [30, 120, 120]);
+        let grey = decode(&progressive()).unwrap();
+        near(&grey, 0, 0, [40; 3]);
+        near(&grey, 15, 9, [190; 3]);
+        near(&decode(&cmyk()).unwrap(), 7, 7, [200, 40, 40]);
+    }
+
+    #[test]
+    fn jpeg_files_that_are_cut_or_spoiled_are_refused() {
+        for whole in [
+            jpeg(64, 64, |x, y| [x as u8, y as u8, (x * y) as u8]),
+            progressive(),
+            cmyk(),
+        ] {
+            for part in 1..8 {
+                let end = whole.len() * part / 8;
+                assert_eq!(decode(&whole[..end]).unwrap_err().reason(), INVALID_SAMPLE, "{part}/8");
+            }
+            // Whatever is in it: an answer or an error, no panic.
+            for at in 2..whole.len() {
+                let mut spoiled = whole.clone();
+                spoiled[at] ^= 0xff;
+                let _ = decode(&spoiled);
+            }
+        }
+        let error = decode(&progressive()[..200]).unwrap_err();
+        assert!(error.message().contains("cut short"), "{error}");
+    }
+
+    #[test]
+    fn sizes_that_jpeg_files_claim_are_bounded_before_memory_is_taken() {
+        for (bytes, width, height) in [
+            (jpeg(16, 16, |_, _| [0; 3]), 65_500, 65_500),
+            (jpeg(16, 16, |_, _| [0; 3]), MAX_IMAGE_EDGE as u16 + 1, 1),
+            (progressive(), 65_500, 65_500),
+            // The pixels alone would fit, the coefficients of the scans do not.
+            (progressive(), MAX_IMAGE_EDGE as u16, MAX_IMAGE_EDGE as u16),
+            (cmyk(), 9000, 9000),
+        ] {
+            let error = decode(&resized(bytes, width, height)).unwrap_err();
+            assert_eq!(error.reason(), DECOMPRESSION_BOMB, "{width}x{height}: {error}");
+        }
+    }
 
     #[test]
     fn pictures_of_the_right_size_are_not_touched() {
