@@ -132,6 +132,8 @@ mod tests {
         let app = Router::new()
             .route("/whole.tar", get(|| async { vec![7u8; 1000] }))
             .route("/denied", get(|| async { StatusCode::UNAUTHORIZED }))
+            .route("/forbidden", get(|| async { StatusCode::FORBIDDEN }))
+            .route("/busy", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
             .route(
                 "/breaks",
                 get(|headers: HeaderMap| async move {
@@ -180,6 +182,8 @@ mod tests {
             ("whole.tar", 999, crate::error::DATA_TOO_LARGE),
             ("absent", 10, NOT_FOUND),
             ("denied", 10, DENIED),
+            ("forbidden", 10, DENIED),
+            ("busy", 10, UNREACHABLE),
         ] {
             let fresh = tempfile::tempdir().unwrap();
             let error = fetch(&format!("{base}/{name}"), fresh.path(), &limits(max))

@@ -6,6 +6,7 @@ mod http;
 mod s3;
 
 use crate::error::{Class, INVALID_ADDRESS, NOT_FOUND, Result, UNSAFE_PATH, WorkerError};
+use crate::registry::{Registry, RegistryError};
 use fleetune_crds::names;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -51,13 +52,7 @@ pub async fn fetch(address: &str, scratch: &Path, limits: &Limits) -> Result<Pat
         "s3" => s3::fetch(rest, scratch, limits).await,
         "http" | "https" => http::fetch(address, scratch, limits).await,
         "pvc" => claim(rest, Path::new(names::CLAIMS_DIR)),
-        "oci" => {
-            let target = scratch.join("layer");
-            crate::registry::Registry::from_env()?
-                .fetch_first_layer(rest, &target, limits.max_bytes)
-                .await?;
-            Ok(target)
-        }
+        "oci" => layer(&Registry::from_env()?, rest, scratch, limits).await,
         "file" if limits.local => existing(Path::new(rest)),
         "file" => Err(WorkerError::bad(
             INVALID_ADDRESS,
@@ -67,6 +62,16 @@ pub async fn fetch(address: &str, scratch: &Path, limits: &Limits) -> Result<Pat
             INVALID_ADDRESS,
             format!("{address}: the scheme {scheme:?} is not supported here"),
         )),
+    }
+}
+
+/// The first layer of the artifact that `reference` names, as a file.
+async fn layer(registry: &Registry, reference: &str, scratch: &Path, limits: &Limits) -> Result<PathBuf> {
+    let target = scratch.join("layer");
+    match registry.fetch_first_layer(reference, &target, limits.max_bytes).await {
+        Ok(_) => Ok(target),
+        Err(RegistryError::TooLarge { .. }) => Err(limits.exceeded(&format!("oci://{reference}"))),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -192,6 +197,85 @@ mod tests {
         for address in ["file:///etc/hosts", "ftp://x/y", "x.tar"] {
             let error = fetch(address, scratch.path(), &limits).await.unwrap_err();
             assert_eq!(error.reason(), INVALID_ADDRESS, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_comes_out_of_a_registry_or_says_why_not() {
+        use crate::artifact::{Descriptor, Manifest};
+        use crate::error::MODEL_TOO_LARGE;
+        use crate::registry::fake::{Fake, Fault};
+        use fleetune_crds::common::Digest;
+        let fake = Fake::start().await;
+        let model = vec![7; 100_000];
+        let put = |tag: &str, layers: Vec<Descriptor>| {
+            let config = Descriptor::of("application/vnd.oci.empty.v1+json", b"{}");
+            let manifest = serde_json::to_vec(&Manifest::new(config, layers)).unwrap();
+            let mut shelf = fake.shelf.lock().unwrap();
+            shelf.manifests.insert(tag.to_owned(), manifest);
+        };
+        put("1", vec![Descriptor::of("application/onnx", &model)]);
+        put("empty", Vec::new());
+        let digest = Digest::of(&model).to_string();
+        fake.shelf.lock().unwrap().blobs.insert(digest.clone(), model.clone());
+        let fetch = |tag: &'static str, max_bytes: u64| {
+            let (registry, reference) = (fake.client(), format!("{}:{tag}", fake.repository()));
+            async move {
+                let scratch = tempfile::tempdir().unwrap();
+                let limits = Limits {
+                    max_bytes,
+                    too_large: MODEL_TOO_LARGE,
+                    local: false,
+                };
+                let path = layer(&registry, &reference, scratch.path(), &limits).await?;
+                Ok::<_, WorkerError>(std::fs::read(path).unwrap())
+            }
+        };
+        fake.fail(&digest, Fault::CutAfter(60_000));
+        fake.fail(&digest, Fault::Status(500));
+        assert!(fetch("1", 100_000).await.unwrap() == model, "a cut and a passing error");
+        let (bad, passing) = (Class::BadInput, Class::Transient);
+        for (what, tag, max, fault, class, reason) in [
+            ("absent", "2", 100_000, None, bad, "ArtifactNotFound"),
+            ("no layer", "empty", 100_000, None, bad, "ArtifactInvalid"),
+            ("over the size limit", "1", 99_999, None, bad, MODEL_TOO_LARGE),
+            (
+                "401",
+                "1",
+                100_000,
+                Some(Fault::Status(401)),
+                bad,
+                "RegistryUnauthorized",
+            ),
+            (
+                "403",
+                "1",
+                100_000,
+                Some(Fault::Status(403)),
+                bad,
+                "RegistryUnauthorized",
+            ),
+            (
+                "503",
+                "1",
+                100_000,
+                Some(Fault::Status(503)),
+                passing,
+                "RegistryUnavailable",
+            ),
+            ("other bytes", "1", 100_000, Some(Fault::Flip), bad, "DigestMismatch"),
+        ] {
+            // As often as the client asks.
+            let faults = if class == passing {
+                3
+            } else {
+                usize::from(fault.is_some())
+            };
+            for _ in 0..faults {
+                fake.fail(&digest, fault.clone().unwrap());
+            }
+            let error = fetch(tag, max).await.unwrap_err();
+            assert_eq!((error.class(), error.reason()), (class, reason), "{what}: {error}");
         }
     }
 

@@ -1,10 +1,12 @@
 //! `s3://BUCKET/KEY`: one object, or all objects under a prefix, with credentials and endpoint from the AWS variables.
 
-use super::{Limits, retried, safe_path};
+use super::{FIRST_PAUSE, Limits, retried, safe_path};
 use crate::error::{DENIED, INVALID_ADDRESS, NOT_FOUND, Result, UNREACHABLE, WorkerError};
 use futures::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::{ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path as Key};
+use object_store::{
+    BackoffConfig, ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig, path::Path as Key,
+};
 use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt;
 
@@ -12,6 +14,8 @@ use tokio::io::AsyncWriteExt;
 const PARALLEL: usize = 8;
 /// Longest silence of a server.
 const READ_TIMEOUT: &str = "60 seconds";
+/// How often the client repeats one request, or resumes one body, before the transfer starts over.
+const RETRIES: usize = 3;
 /// Most objects under a prefix.
 const MAX_OBJECTS: usize = 2_000_000;
 
@@ -21,7 +25,10 @@ pub async fn fetch(rest: &str, scratch: &Path, limits: &Limits) -> Result<PathBu
     if bucket.is_empty() {
         return Err(WorkerError::bad(INVALID_ADDRESS, format!("s3://{rest}: name a bucket")));
     }
-    let store = client(bucket)?;
+    fetch_from(&client(bucket)?, rest, key, scratch, limits).await
+}
+
+async fn fetch_from(store: &AmazonS3, rest: &str, key: &str, scratch: &Path, limits: &Limits) -> Result<PathBuf> {
     let prefix = Key::parse(key.trim_matches('/'))
         .map_err(|e| WorkerError::bad(INVALID_ADDRESS, format!("s3://{rest}: {e}")))?;
     if !key.is_empty() && !key.ends_with('/') {
@@ -31,11 +38,11 @@ pub async fn fetch(rest: &str, scratch: &Path, limits: &Limits) -> Result<PathBu
                 return Err(limits.exceeded(&format!("s3://{rest}")));
             }
             let target = scratch.join(prefix.filename().unwrap_or("object"));
-            download(&store, &meta, &target, rest).await?;
+            download(store, &meta, &target, rest).await?;
             return Ok(target);
         }
     }
-    folder(&store, &prefix, rest, scratch, limits).await
+    folder(store, &prefix, rest, scratch, limits).await
 }
 
 async fn folder(store: &AmazonS3, prefix: &Key, rest: &str, scratch: &Path, limits: &Limits) -> Result<PathBuf> {
@@ -76,11 +83,24 @@ fn client(bucket: &str) -> Result<AmazonS3> {
     ]
     .iter()
     .any(|name| std::env::var_os(name).is_some());
+    // Without credentials the bucket is public; asking the machine for some would only hang.
+    let builder = || AmazonS3Builder::from_env().with_skip_signature(!signed);
+    store(bucket, builder)
+}
+
+/// A client for `bucket` from a builder that knows endpoint and credentials.
+fn store(bucket: &str, builder: impl Fn() -> AmazonS3Builder) -> Result<AmazonS3> {
     let builder = || {
-        AmazonS3Builder::from_env()
+        builder()
             .with_bucket_name(bucket)
-            // Without credentials the bucket is public; asking the machine for some would only hang.
-            .with_skip_signature(!signed)
+            .with_retry(RetryConfig {
+                backoff: BackoffConfig {
+                    init_backoff: FIRST_PAUSE,
+                    ..BackoffConfig::default()
+                },
+                max_retries: RETRIES,
+                ..RetryConfig::default()
+            })
             // A large object takes as long as it takes; what ends a transfer is silence.
             .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), "7 days")
             .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout), READ_TIMEOUT)
@@ -155,12 +175,39 @@ fn found(result: object_store::Result<ObjectMeta>, rest: &str) -> Result<Option<
 }
 
 fn failed(error: &object_store::Error, rest: &str) -> WorkerError {
-    match error {
-        object_store::Error::NotFound { .. } => WorkerError::bad(NOT_FOUND, format!("s3://{rest}: {error}")),
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => WorkerError::bad(
+    match status(error) {
+        Some(404) => WorkerError::bad(
+            NOT_FOUND,
+            format!("s3://{rest}: no such bucket or object: check the address: {error}"),
+        ),
+        Some(401 | 403) => WorkerError::bad(
             DENIED,
             format!("s3://{rest}: name credentials in credentialsSecret: {error}"),
+        ),
+        Some(300..=407 | 409..=428 | 430..=499) => WorkerError::bad(
+            INVALID_ADDRESS,
+            format!("s3://{rest}: check the address, AWS_ENDPOINT and AWS_REGION: {error}"),
         ),
         _ => WorkerError::transient(UNREACHABLE, format!("s3://{rest}: {error}")),
     }
 }
+
+/// The HTTP status of an answer that is an error.
+fn status(error: &object_store::Error) -> Option<u16> {
+    match error {
+        object_store::Error::NotFound { .. } => Some(404),
+        object_store::Error::PermissionDenied { .. } => Some(403),
+        object_store::Error::Unauthenticated { .. } => Some(401),
+        // An object that changed while it was read: to be read anew.
+        object_store::Error::Precondition { .. } | object_store::Error::NotModified { .. } => None,
+        // All errors of listing, and those without a variant, have the status in their text alone.
+        other => {
+            let text = other.to_string();
+            let (_, code) = text.split_once("status code: ")?;
+            code.get(..3)?.parse().ok()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
