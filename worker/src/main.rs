@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use fleetune_crds::names;
-use fleetune_crds::outcome::{Code, MAX_TERMINATION_MESSAGE, Outcome};
+use fleetune_crds::outcome::{Code, Outcome};
 use fleetune_worker::cli::{self, Cli, Command};
 use fleetune_worker::config::Job;
 use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
@@ -18,9 +18,6 @@ use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Where Kubernetes looks for a container's last words.
-const TERMINATION_LOG: &str = "/dev/termination-log";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -90,21 +87,7 @@ fn last_words(result: Result<Outcome>) -> ExitCode {
     } else {
         tracing::error!(reason = outcome.reason, detail = outcome.message, "failed");
     }
-    let mut text = serde_json::to_vec(&outcome).unwrap_or_default();
-    if text.len() > MAX_TERMINATION_MESSAGE {
-        let mut short = outcome.clone();
-        short.message = String::new();
-        text = serde_json::to_vec(&short).unwrap_or_default();
-    }
-    // Only a container has the file; elsewhere there is nobody to read it.
-    if let Ok(mut file) = std::fs::OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .open(TERMINATION_LOG)
-        && let Err(error) = file.write_all(&text)
-    {
-        tracing::error!(%error, "the termination message cannot be written");
-    }
+    progress::write_termination(Path::new(progress::TERMINATION_LOG), &outcome);
     code(outcome.code)
 }
 

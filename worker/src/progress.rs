@@ -3,6 +3,7 @@
 
 use fleetune_crds::outcome::{MAX_TERMINATION_MESSAGE, Outcome, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -154,14 +155,19 @@ pub async fn serve(tracker: Tracker, listen: std::net::SocketAddr) {
     }
 }
 
-/// The termination message: JSON of at most [`MAX_TERMINATION_MESSAGE`] bytes; its message gives way where it is longer.
+/// The termination message: JSON of at most [`MAX_TERMINATION_MESSAGE`] bytes. Beside code, reason, gate and digest it
+/// carries a message, because the report is written for candidates and most failures have none, and the few numbers of
+/// `validate` that status and metrics show, because the hub reads no registry. What these can take is bounded, so that
+/// all of it fits; were it not so, the message would give way first.
 pub fn termination_message(outcome: &Outcome) -> String {
     let text = |o: &Outcome| serde_json::to_string(o).unwrap_or_default();
-    let full = text(outcome);
+    let mut short = outcome.clone();
+    // JSON writes a control character in six bytes, and a condition has no use for it.
+    short.message = outcome.message.replace(char::is_control, " ");
+    let full = text(&short);
     if full.len() <= MAX_TERMINATION_MESSAGE {
         return full;
     }
-    let mut short = outcome.clone();
     "see the log".clone_into(&mut short.message);
     let message = text(&short);
     if message.len() <= MAX_TERMINATION_MESSAGE {
@@ -171,10 +177,17 @@ pub fn termination_message(outcome: &Outcome) -> String {
     text(&short)
 }
 
-/// Writes the termination message to `path`; where that cannot be done it is logged, and the exit code still tells.
+/// Writes the termination message to the file at `path`, which only a container has: elsewhere there is nobody to read
+/// it. Where that cannot be done it is logged, and the exit code still tells.
 pub fn write_termination(path: &Path, outcome: &Outcome) {
-    if let Err(error) = std::fs::write(path, termination_message(outcome)) {
-        tracing::warn!(path = %path.display(), %error, "no termination message");
+    let file = std::fs::OpenOptions::new().write(true).truncate(true).open(path);
+    let written = match file {
+        Ok(mut file) => file.write_all(termination_message(outcome).as_bytes()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written {
+        tracing::error!(path = %path.display(), %error, "no termination message");
     }
 }
 
@@ -182,6 +195,7 @@ pub fn write_termination(path: &Path, outcome: &Outcome) {
 mod tests {
     use super::*;
     use fleetune_crds::outcome::Code;
+    use std::collections::BTreeMap;
 
     #[test]
     fn a_stage_counts_from_nothing() {
@@ -199,11 +213,60 @@ mod tests {
     }
 
     #[test]
-    fn the_termination_message_fits() {
-        let mut outcome = Outcome::new(Code::BadInput, "DataEmpty", "\u{1}".repeat(1000));
-        outcome.gate = Some("g".into());
-        assert!(termination_message(&outcome).len() <= MAX_TERMINATION_MESSAGE);
-        let back: Outcome = serde_json::from_str(&termination_message(&outcome)).unwrap();
-        assert_eq!(back.reason, "DataEmpty");
+    fn the_largest_termination_message_fits_and_keeps_all_of_it() {
+        use fleetune_crds::common::{Decimal, Digest};
+        use fleetune_crds::conditions::MAX_MESSAGE;
+        use fleetune_crds::{Metric, outcome::Summary};
+        let longest: Decimal = "-999999999.999999999".parse().unwrap();
+        let metrics: BTreeMap<String, Decimal> = [
+            Metric::Accuracy,
+            Metric::MacroF1,
+            Metric::MacroPrecision,
+            Metric::MacroRecall,
+            Metric::Mse,
+            Metric::Mae,
+            Metric::R2,
+        ]
+        .map(|metric| (metric.name().to_owned(), longest.clone()))
+        .into();
+        // Quotes are written in two bytes each; control characters would be written in six.
+        for text in ["\"".repeat(2 * MAX_MESSAGE), "\u{1}".repeat(2 * MAX_MESSAGE)] {
+            let mut outcome = Outcome::new(Code::Transient, "InputShapeMismatch", text);
+            outcome.gate = Some("macroPrecision overBaseline".into());
+            outcome.digest = Some(Digest::of(b"report"));
+            outcome.data_manifest = Some(Digest::of(b"data"));
+            outcome.summary = Some(Summary {
+                samples: u32::MAX,
+                metrics: metrics.clone(),
+                baseline: "linearStatistics".into(),
+                baseline_metrics: metrics.clone(),
+                bytes: i64::MAX,
+                p95_latency_ms: longest.clone(),
+                peak_memory_bytes: i64::MAX,
+                contract: Digest::of(b"contract"),
+            });
+            let message = termination_message(&outcome);
+            assert!(message.len() <= MAX_TERMINATION_MESSAGE, "{}", message.len());
+            let back: Outcome = serde_json::from_str(&message).unwrap();
+            assert_eq!(back.message.chars().count(), outcome.message.chars().count());
+            assert_eq!(back.summary, outcome.summary);
+        }
+    }
+
+    #[test]
+    fn last_words_are_written_where_there_is_a_file_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("termination-log");
+        let outcome = Outcome::new(Code::BadInput, "DataEmpty", "m");
+        write_termination(&path, &outcome);
+        assert!(!path.exists());
+        std::fs::write(
+            &path,
+            "what an earlier container left, which is longer than all that comes",
+        )
+        .unwrap();
+        write_termination(&path, &outcome);
+        let back: Outcome = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(back, outcome);
     }
 }
