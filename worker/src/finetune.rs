@@ -90,11 +90,11 @@ pub fn build(job: &Job, fetched: &Fetched, dir: &Path, tracker: &Tracker) -> Res
         .as_deref()
         .ok_or_else(|| WorkerError::bad(INTERNAL, "no base model was fetched"))?;
     // The model first: what is wrong with it shows in a second, the data may take an hour.
-    let base = Base::load(model, &job.spec.base_model.sha256, MAX_MODEL_BYTES)?;
     let shape = Pipeline::for_job(&job.spec.input, job.spec.task, 2)?.input;
-    let backbone = base.cut(job.spec.base_model.features.as_deref(), &job.spec.input, &shape)?;
-    drop(base);
-    let data = data::load(job, &fetched.data, tracker)?;
+    let backbone = Base::load(model, &job.spec.base_model.sha256, MAX_MODEL_BYTES)
+        .and_then(|base| base.cut(job.spec.base_model.features.as_deref(), &job.spec.input, &shape))
+        .map_err(|e| e.at("spec.baseModel"))?;
+    let data = data::load(job, &fetched.data, tracker).map_err(|e| e.at("spec.dataset"))?;
     let pipeline = Pipeline::for_job(&job.spec.input, job.spec.task, data.labels.len())?;
     tracing::info!(
         samples = data.rows.len(),

@@ -101,4 +101,6 @@ impl Local {
 }
 
 #[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod tests;

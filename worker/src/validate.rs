@@ -230,8 +230,9 @@ pub async fn run_with(
     let (verdict, summary) = {
         let (out, tracker, candidate) = (out.clone(), tracker.clone(), candidate.clone());
         blocking(move || {
-            let data = data::load(&job, &fetched.data, &tracker)?;
-            manifest::same(&data.manifest, &data_manifest)?;
+            let data = data::load(&job, &fetched.data, &tracker)
+                .and_then(|data| manifest::same(&data.manifest, &data_manifest).map(|()| data))
+                .map_err(|e| e.at("spec.dataset"))?;
             let candidate = Candidate {
                 dir: &dir,
                 digest: &candidate,

@@ -59,7 +59,10 @@ pub fn list(path: &Path, max_bytes: u64) -> Result<Vec<FileRef>> {
         archive(path, meta.len(), max_bytes)?
     };
     if files.is_empty() {
-        return Err(WorkerError::bad(DATA_EMPTY, "the data set holds no files"));
+        return Err(WorkerError::bad(
+            DATA_EMPTY,
+            "the data set holds no files: put the samples there",
+        ));
     }
     files.sort_by(|a, b| a.key.cmp(&b.key));
     if let Some(twice) = files.windows(2).find(|pair| pair[0].key == pair[1].key) {
@@ -142,7 +145,10 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<FileRef>, total: &mut u64, m
 
 fn archive(path: &Path, length: u64, max_bytes: u64) -> Result<Vec<FileRef>> {
     if length == 0 {
-        return Err(WorkerError::bad(DATA_EMPTY, "the data set is an empty file"));
+        return Err(WorkerError::bad(
+            DATA_EMPTY,
+            "the data set is an empty file: copy it again",
+        ));
     }
     bounded(0, length, max_bytes)?;
     let broken = |e: std::io::Error| {

@@ -170,7 +170,7 @@ pub fn finish(job: &Job, manifest: Digest, mut found: Found) -> Result<DataSet> 
         return Err(WorkerError::bad(
             DATA_EMPTY,
             format!(
-                "the data set holds no samples of format {:?} (left out: {})",
+                "the data set holds no samples of format {:?} (left out: {}): add some, or name the right format",
                 job.format,
                 if hint.is_empty() {
                     "nothing".to_owned()
@@ -211,7 +211,7 @@ fn labels(drafts: &[Draft]) -> Result<Vec<String>> {
         return Err(WorkerError::bad(
             crate::error::ONE_CLASS,
             format!(
-                "every sample has the label {:?}: a Classification needs two classes or more",
+                "every sample has the label {:?}: a Classification needs two classes or more; add samples of others",
                 set.first().copied().unwrap_or_default()
             ),
         ));

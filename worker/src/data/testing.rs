@@ -55,3 +55,12 @@ pub fn job_text(task: &str, input: &str, dataset: &str, sha256: &str, more: &str
          input: {input}\n  dataset: {dataset}\n  output: {{repository: 'registry:5000/m'}}\n{more}"
     )
 }
+
+/// The checksum of a PNG chunk.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, b| {
+        (0..8).fold(crc ^ u32::from(*b), |c, _| {
+            if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 }
+        })
+    })
+}

@@ -1,6 +1,6 @@
 //! Data sets of every format, good and bad. Each bad one has its own reason and a message that says where.
 
-use super::testing::{job, pictures, png, tar_of};
+use super::testing::{crc32, job, pictures, png, tar_of};
 use super::*;
 use crate::error::*;
 use std::fmt::Write;
@@ -125,14 +125,6 @@ fn bad_pictures_have_their_reasons() {
         error(&tar(&good), ", requirements: {maxBytes: '1k'}").reason(),
         DATA_TOO_LARGE
     );
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, b| {
-        (0..8).fold(crc ^ u32::from(*b), |c, _| {
-            if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 }
-        })
-    })
 }
 
 #[test]

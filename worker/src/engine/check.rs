@@ -36,8 +36,12 @@ pub fn external_files(dir: &Path, names: &[&str]) -> Result<ExternalFiles> {
 
 /// Parses an ONNX model and checks its tensors against their shapes. External data may lie in `files` only.
 pub fn parse_model(bytes: &[u8], files: &ExternalFiles) -> Result<pb::ModelProto> {
-    let model = pb::ModelProto::decode(bytes)
-        .map_err(|e| WorkerError::bad(NOT_ONNX, format!("not an ONNX model, or cut short: {e}")))?;
+    let model = pb::ModelProto::decode(bytes).map_err(|e| {
+        WorkerError::bad(
+            NOT_ONNX,
+            format!("not an ONNX model, or cut short: {e}: export it, or copy it, again"),
+        )
+    })?;
     let Some(graph) = &model.graph else {
         return Err(WorkerError::bad(NOT_ONNX, "not an ONNX model: it holds no graph"));
     };
