@@ -8,8 +8,9 @@ export FLEETUNE_CACHE CARGO_TARGET_DIR
 # One selection of packages for all builds: another selection means other features, and all dependencies once more.
 LAB := $(CARGO_TARGET_DIR)/debug/lab
 DEMO := $(CARGO_TARGET_DIR)/debug/demo
+PACKAGES := python3 examples/environment.py tests-venv worker/tests/python/requirements.txt
 
-.PHONY: demo demo-down test bench check programs images crds
+.PHONY: demo demo-down test bench check programs tools images crds
 
 ## Brings up the lab, installs both charts, runs the example job and its rollout, and prints what came of it.
 demo: programs
@@ -26,6 +27,7 @@ demo-down: programs
 test: check
 	cargo test --workspace --no-run
 	$(LAB) tools
+	$(PACKAGES)
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	FLEETUNE_REQUIRE_LAB=1 cargo test --workspace
 	$(LAB) down
@@ -37,6 +39,11 @@ check:
 
 programs:
 	cargo build --workspace --bins
+
+## Gets the lab's programs, and the Python packages of the tests, into the cache.
+tools: programs
+	$(LAB) tools
+	$(PACKAGES)
 
 ## Measures the road in the lab; prints a table and writes target/bench/road.json.
 bench: programs

@@ -11,11 +11,10 @@ into the repository.
 
 import argparse
 import glob
-import hashlib
 import os
-import subprocess
-import sys
 from typing import NamedTuple
+
+from environment import cache, environment, run, sha256
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REQUIREMENTS = os.path.join(HERE, "requirements.txt")
@@ -61,43 +60,9 @@ EXAMPLES = {
 }
 
 
-def cache():
-    """The folder outside the tree where packages and programs are kept."""
-    user = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.environ.get("FLEETUNE_CACHE") or os.path.join(user, "fleetune")
-
-
-def sha256(path):
-    """The digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def run(command, **options):
-    """Runs a program; its output goes to our own error stream, and a failure ends this one."""
-    try:
-        result = subprocess.run(command, stdout=sys.stderr, check=False, **options)
-    except OSError as error:
-        raise SystemExit(f"{command[0]}: {error}: install it, it is needed to fetch or make an example") from None
-    if result.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {result.returncode}")
-
-
 def python():
-    """A Python with the pinned numpy and onnx: a virtual environment in the cache, made when it is missing or old."""
-    folder = os.path.join(cache(), "examples-venv")
-    program, stamp = os.path.join(folder, "bin", "python"), os.path.join(folder, "requirements.sha256")
-    wanted = sha256(REQUIREMENTS)
-    if os.path.exists(stamp) and open(stamp, encoding="ascii").read() == wanted:
-        return program
-    run([sys.executable, "-m", "venv", "--clear", folder])
-    run([program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS])
-    with open(stamp, "w", encoding="ascii") as file:
-        file.write(wanted)
-    return program
+    """A Python with the pinned numpy and onnx."""
+    return environment("examples-venv", REQUIREMENTS)
 
 
 def fetch(example, program):
