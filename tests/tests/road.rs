@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Mutex;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -53,6 +54,23 @@ fn two_real_jobs_succeed_and_beat_their_baselines() -> Result<()> {
     })
 }
 
+/// Issue point 3: the same job gives the same bytes, in the cluster again and on a machine by itself.
+#[test]
+fn the_same_job_gives_the_same_digest_again_and_locally() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock();
+    on_the_road(|road| async move {
+        let first = road.job("examples/shirts.yaml", "shirts-1").await?;
+        let again = road.job_with(&first, "shirts-again", &json!({})).await?;
+        assert_eq!(first.spec.source.digest, again.spec.source.digest);
+        let folder = tempfile::tempdir()?;
+        let out = folder.path().join("out");
+        road.local_job("examples/shirts.yaml", &out).await?;
+        let local = fleetune_worker::artifact::pack(&out.join("version"))?;
+        assert_eq!(first.spec.source.digest, local.digest());
+        Ok(())
+    })
+}
+
 /// Issue points 2, 3 and 4.
 #[test]
 fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Result<()> {
@@ -86,7 +104,13 @@ fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Re
         let done = road.roll(&plan, &second).await?;
         waves_in_order(&done, &[1, 2, 4], &[5, 3, 0])?;
         let after = road.node_series("fleetune_node_fetched_bytes_total").await?;
+        let switches = Switches::read(&road).await?;
         let back = road.roll(&plan, &first).await?;
+        writeln!(
+            std::io::stderr(),
+            "back on the first version: {}",
+            Switches::read(&road).await?.since(&switches)
+        )?;
         // Every node has proven that version already, so there is nothing to soak.
         waves_in_order(&back, &[1, 2, 4], &[0, 0, 0])?;
         let last = road.node_series("fleetune_node_fetched_bytes_total").await?;
@@ -119,6 +143,25 @@ fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Re
         drop(forge);
         serving(&road, &first).await
     })
+}
+
+/// Seconds that all switches of each node took, and their number.
+struct Switches(BTreeMap<&'static str, f64>, BTreeMap<&'static str, f64>);
+
+impl Switches {
+    async fn read(road: &Road) -> Result<Self> {
+        Ok(Self(
+            road.node_series("fleetune_node_switch_seconds_sum").await?,
+            road.node_series("fleetune_node_switch_seconds_count").await?,
+        ))
+    }
+
+    /// For people: what a switch took on each node since `before`.
+    fn since(&self, before: &Self) -> String {
+        let took = |node: &&str| (self.0[node] - before.0[node]) / (self.1[node] - before.1[node]).max(1.0);
+        let each: Vec<String> = NODES.iter().map(|node| format!("{node} {:.3} s", took(node))).collect();
+        each.join(", ")
+    }
 }
 
 fn waves_in_order(rollout: &ModelRollout, nodes: &[i32], soak: &[i64]) -> Result<()> {

@@ -239,3 +239,38 @@ async fn hearts_are_read_and_not_only_watched_and_a_silent_cluster_is_asked_agai
     lab.rest().await;
     assert_eq!(unreachable(), 0, "no watch has told, and yet it is known");
 }
+
+#[tokio::test]
+async fn a_version_that_does_not_exist_is_named_and_nothing_is_ordered() {
+    let lab = Lab::new();
+    lab.api.change(ROLLOUT, |r| {
+        r["spec"] = json!({ "modelName": "shirts", "version": "shirts-2" });
+    });
+    lab.rest().await;
+    let rollout = lab.api.get(ROLLOUT).unwrap();
+    assert_eq!(rollout["status"]["phase"], "Stalled");
+    let ready = &rollout["status"]["conditions"][0];
+    assert_eq!(ready["reason"], "VersionNotFound");
+    assert!(ready["message"].as_str().unwrap().contains("shirts-2"), "{ready}");
+    for cluster in ["a", "b"] {
+        assert_eq!(lab.spec(cluster)["classes"], json!({}), "a claim, and no order");
+    }
+}
+
+#[tokio::test]
+async fn a_selector_that_matches_no_cluster_is_said_so_and_nothing_is_claimed() {
+    let lab = Lab::new();
+    lab.api.change(ROLLOUT, |r| {
+        r["spec"]["targets"] = json!({ "clusters": { "matchLabels": { "site": "nowhere" } } });
+    });
+    lab.rest().await;
+    let rollout = lab.api.get(ROLLOUT).unwrap();
+    assert_eq!(rollout["status"]["phase"], "Pending");
+    let ready = &rollout["status"]["conditions"][0];
+    assert_eq!(ready["reason"], "NoClusterMatches");
+    assert!(
+        ready["message"].as_str().unwrap().contains("spec.targets.clusters"),
+        "{ready}"
+    );
+    assert!(lab.api.get(&placement("a")).is_none() && lab.api.get(&placement("b")).is_none());
+}

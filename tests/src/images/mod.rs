@@ -28,6 +28,8 @@ pub struct Built {
     pub operator: Pushed,
     /// `fleetune-worker`.
     pub worker: Pushed,
+    /// Folder of the binaries that are in them.
+    pub binaries: PathBuf,
 }
 
 /// Builds both release binaries, makes their images and pushes them into the lab's registry.
@@ -48,6 +50,7 @@ pub async fn build(lab: &Lab) -> Result<Built> {
     Ok(Built {
         operator: push("fleetune-operator").await?,
         worker: push("fleetune-worker").await?,
+        binaries: release.clone(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use super::topology;
 use anyhow::{Context, Result};
+use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,83 @@ pub fn remove_all() -> Result<()> {
         let _ = std::fs::remove_dir(&lab);
     }
     Ok(())
+}
+
+/// The group of a process of the lab, in the hierarchy of a controller.
+fn of(pid: Pid, controller: &str) -> Result<PathBuf> {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let own = groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let hierarchy = if controllers.is_empty() { "" } else { controller };
+        let ours = controllers.is_empty() || controllers.split(',').any(|name| name == controller);
+        ours.then(|| Path::new(ROOT).join(hierarchy).join(path.trim_start_matches('/')))
+    });
+    let own = own.with_context(|| format!("process {pid} has no group of {controller}: {groups}"))?;
+    anyhow::ensure!(
+        own.components().any(|part| part.as_os_str() == "lab"),
+        "process {pid} is none of the lab's: {}",
+        own.display()
+    );
+    Ok(own)
+}
+
+/// How often the kernel has killed in the group of a process, because the group's memory ran out.
+///
+/// # Errors
+/// When the process is not there, or the kernel does not count.
+pub fn oom_kills(pid: Pid) -> Result<u64> {
+    let group = of(pid, "memory")?;
+    let file = ["memory.oom_control", "memory.events"].map(|name| group.join(name));
+    let file = file.iter().find(|file| file.exists()).context("no account of kills")?;
+    let text = std::fs::read_to_string(file)?;
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count
+        .context("kills are not counted")?
+        .trim()
+        .parse()
+        .context("no number")
+}
+
+/// A bound on the processor time of a process's container, until it is dropped.
+#[derive(Debug)]
+pub struct Throttle {
+    undo: Vec<(PathBuf, String)>,
+}
+
+impl Throttle {
+    /// Gives the container of a process `quota` of processor time in each `period`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn new(pid: Pid, quota: Duration, period: Duration) -> Result<Self> {
+        let group = of(pid, "cpu")?;
+        let (quota, period) = (quota.as_micros(), period.as_micros());
+        let wanted = if group.join("cpu.max").exists() {
+            vec![("cpu.max", format!("{quota} {period}"))]
+        } else {
+            vec![
+                ("cpu.cfs_period_us", period.to_string()),
+                ("cpu.cfs_quota_us", quota.to_string()),
+            ]
+        };
+        let mut throttle = Self { undo: Vec::new() };
+        for (name, value) in wanted {
+            let file = group.join(name);
+            let before = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            std::fs::write(&file, value).with_context(|| file.display().to_string())?;
+            throttle.undo.push((file, before.trim().to_owned()));
+        }
+        Ok(throttle)
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        for (file, before) in self.undo.iter().rev() {
+            let _ = std::fs::write(file, before);
+        }
+    }
 }
 
 /// The node groups that are there, for the test that nothing stays.

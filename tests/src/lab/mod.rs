@@ -24,6 +24,7 @@ pub mod topology;
 mod up;
 
 pub use apiserver::{ApiServer, client_from, wait_ready};
+pub use cgroups::{Throttle, oom_kills};
 pub use cluster::{Cluster, wait};
 pub use process::run;
 
@@ -202,6 +203,23 @@ impl Lab {
             Ledger::new(paths, state).note(process)
         })
         .await
+    }
+
+    /// Bounds what a node receives, until it loses its power. `rate` is written as `tc` has it, such as `8mbit`.
+    ///
+    /// # Errors
+    /// When there is no such node, or it is off.
+    pub async fn slow(&self, name: &str, rate: &str) -> Result<()> {
+        let (paths, node, rate) = (self.paths.clone(), topology::node(name)?, rate.to_owned());
+        blocking(move || net::slow(&paths, node, &rate)).await
+    }
+
+    /// The file of a cluster's network, for running a program there.
+    ///
+    /// # Errors
+    /// When there is no such cluster.
+    pub fn network(&self, name: &str) -> Result<PathBuf> {
+        Ok(net::file(&self.paths, topology::cluster(name)?.name))
     }
 
     /// Cuts a cluster from all others. The machine still reaches it.

@@ -111,6 +111,18 @@ pub fn plug_in(paths: &Paths, node: NodeSpec) -> Result<()> {
     inside(paths, &name, &script)
 }
 
+/// Bounds what a node receives, until it is unplugged. `rate` is written as `tc` has it, such as `8mbit`.
+///
+/// # Errors
+/// When the node is off, or the kernel refuses.
+pub fn slow(paths: &Paths, node: NodeSpec, rate: &str) -> Result<()> {
+    let script = format!(
+        "tc qdisc replace dev {} root tbf rate {rate} burst 64kb latency 1s",
+        node.port_name()
+    );
+    inside(paths, node.cluster.name, &script)
+}
+
 /// Pulls a node's plug and removes its namespace, with everything that was set in it.
 ///
 /// # Errors

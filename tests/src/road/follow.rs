@@ -1,6 +1,6 @@
 //! Waits on objects by watching them, never by sleeping.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use fleetune_crds::{FineTuneJob, ModelRollout, RunState, conditions};
 use futures::{TryStreamExt, pin_mut};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -8,7 +8,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Watches one object until `see` breaks with a value.
 ///
@@ -47,6 +47,26 @@ where
     match tokio::time::timeout(deadline, watch).await {
         Ok(done) => done,
         Err(_) => bail!("{name} is not there after {deadline:?}; last seen: {last:#?}"),
+    }
+}
+
+/// Asks again and again until there is an answer, for what no watch tells. An error is no answer.
+///
+/// # Errors
+/// When there is none within `deadline`; the message has the last error.
+pub async fn until<T>(what: &str, deadline: Duration, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        let last = match ask().await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => String::new(),
+            Err(error) => format!(": {error:#}"),
+        };
+        ensure!(
+            Instant::now() < end,
+            "after {deadline:?} it is still not so that {what}{last}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -7,7 +7,7 @@ use fleetune_crds::common::Digest;
 use fleetune_crds::{ModelVersion, ModelVersionSpec, Source};
 use fleetune_worker::registry::{Credentials, Registry};
 use fleetune_worker::sign::{Claim, Signer, hash_files};
-use fleetune_worker::version::Version;
+use fleetune_worker::version::{LINEAGE, Version};
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::Value;
@@ -21,6 +21,8 @@ pub struct Forge<'a> {
 
 /// What to change.
 pub struct Change<'a> {
+    /// Namespace of the model that the version is for.
+    pub namespace: &'a str,
     /// Name of the model that the version is for.
     pub model: &'a str,
     /// Changes the version's files.
@@ -34,6 +36,7 @@ pub struct Change<'a> {
 impl Default for Change<'_> {
     fn default() -> Self {
         Self {
+            namespace: SHOP,
             model: "forged",
             files: &|_| Ok(()),
             report: &|_| (),
@@ -83,6 +86,31 @@ impl<'a> Forge<'a> {
         Ok((Version::open(&folder.path().join("version"))?, folder))
     }
 
+    /// A version of a model of its own, equal to that of the example job but for a marker, which makes its digest its own.
+    ///
+    /// # Errors
+    /// When the example job fails, or the registry or the API server refuses.
+    pub async fn twin(&self, model: &str, marker: &str) -> Result<ModelVersion> {
+        self.twin_in(SHOP, model, marker).await
+    }
+
+    /// A twin in another namespace than that of the example.
+    ///
+    /// # Errors
+    /// As [`Forge::twin`].
+    pub async fn twin_in(&self, namespace: &str, model: &str, marker: &str) -> Result<ModelVersion> {
+        let shirts = self.road.job("examples/shirts.yaml", "shirts-1").await?;
+        let text = serde_json::json!({ "namespace": namespace, "model": model, "marker": marker }).to_string();
+        let mark = |dir: &Path| Ok(std::fs::write(dir.join(LINEAGE), &text)?);
+        let change = Change {
+            namespace,
+            model,
+            files: &mark,
+            ..Change::default()
+        };
+        self.make(&shirts, change).await
+    }
+
     /// Makes a version out of `good` and registers it as the latest of its model.
     ///
     /// # Errors
@@ -103,7 +131,7 @@ impl<'a> Forge<'a> {
         std::fs::write(folder.path().join("report.json"), serde_json::to_vec(&report)?)?;
         let report = self.registry.push_report(&outside, &digest, folder.path()).await?;
         let claim = Claim {
-            namespace: SHOP.to_owned(),
+            namespace: change.namespace.to_owned(),
             model_name: change.model.to_owned(),
             candidate: digest.clone(),
             report: report.clone(),
@@ -116,7 +144,7 @@ impl<'a> Forge<'a> {
         let signature = self.registry.push_signature(&outside, &digest, &bundle).await?;
         self.register(
             good,
-            change.model,
+            (change.namespace, change.model),
             Source {
                 repository,
                 digest,
@@ -128,9 +156,14 @@ impl<'a> Forge<'a> {
         .await
     }
 
-    async fn register(&self, good: &ModelVersion, model: &str, source: Source) -> Result<ModelVersion> {
+    async fn register(
+        &self,
+        good: &ModelVersion,
+        (namespace, model): (&str, &str),
+        source: Source,
+    ) -> Result<ModelVersion> {
         let client = self.road.lab.cluster("hub")?.client().await?;
-        let api = Api::<ModelVersion>::namespaced(client, SHOP);
+        let api = Api::<ModelVersion>::namespaced(client, namespace);
         let of_model = ListParams::default().fields(&format!("spec.modelName={model}"));
         let latest = api
             .list(&of_model)

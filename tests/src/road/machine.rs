@@ -1,6 +1,6 @@
 //! The processes of Fleetune's containers, as this machine sees them.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::unistd::Pid;
 
 /// The processes that run `/usr/bin/PROGRAM COMMAND …` in containers of the lab.
@@ -26,6 +26,20 @@ pub fn processes(program: &str, command: &str) -> Result<Vec<Pid>> {
         }
     }
     Ok(found)
+}
+
+/// The runtime of a node.
+///
+/// # Errors
+/// When not exactly one runs there.
+pub fn runtime(node: &str) -> Result<Pid> {
+    let mut found = processes("fleetune-worker", "node")?;
+    let here = format!(":/lab/{node}/");
+    found.retain(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&here))
+    });
+    ensure!(found.len() == 1, "one runtime runs on {node}: {found:?}");
+    Ok(found[0])
 }
 
 /// Resident memory of a process in bytes; 0 where it has ended.

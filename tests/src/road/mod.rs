@@ -2,6 +2,7 @@
 //! rollout, follow them, ask the nodes. The demo and the lab tests share it; nothing here reaches round the API.
 
 mod ask;
+pub mod flaw;
 mod follow;
 pub mod forge;
 mod guard;
@@ -15,10 +16,10 @@ mod summary;
 mod walk;
 
 pub use ask::{Ask, Prediction};
-pub use follow::{follow, job_done, rollout_done};
+pub use follow::{follow, job_done, rollout_done, until};
 pub use guard::on_the_road;
 pub use install::{Keys, Road, SHOP, SYSTEM, apply, namespace, path};
-pub use machine::{processes, resident_bytes};
+pub use machine::{processes, resident_bytes, runtime};
 pub use series::NODES;
 pub use show::Show;
 pub use summary::summary;

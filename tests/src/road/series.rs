@@ -13,12 +13,27 @@ impl Road {
     /// # Errors
     /// When a node's runtime does not answer.
     pub async fn node_series(&self, name: &str) -> Result<BTreeMap<&'static str, f64>> {
+        self.node_series_with(name, "").await
+    }
+
+    /// The sum of all series of this name that have a label of this value (empty is any), by node.
+    ///
+    /// # Errors
+    /// When a node's runtime does not answer.
+    pub async fn node_series_with(&self, name: &str, label: &str) -> Result<BTreeMap<&'static str, f64>> {
+        let label = if label.is_empty() {
+            String::new()
+        } else {
+            format!("=\"{label}\"")
+        };
         let http = crate::lab::http()?;
         let mut sums = BTreeMap::new();
         for node in NODES {
             let url = format!("http://{}/metrics", self.lab.runtime_addr(node)?);
             let text = http.get(url).send().await?.text().await?;
-            let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']);
+            let of_name = |line: &&str| {
+                line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']) && line.contains(&label)
+            };
             let values = text
                 .lines()
                 .filter(of_name)

@@ -2,12 +2,13 @@
 
 use super::install::{Road, SHOP, apply, path};
 use super::{follow, job_done, rollout_done};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fleetune_crds::{EdgeNode, FineTuneJob, ModelRollout, ModelVersion, conditions};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 impl Road {
@@ -66,6 +67,33 @@ impl Road {
         Ok(self.hub::<ModelVersion>().await?.get(&version).await?)
     }
 
+    /// Runs an example job without a cluster, in the hub's network, where its addresses lead: version and report are
+    /// written into `out`.
+    ///
+    /// # Errors
+    /// When the worker says no; the message holds what it printed.
+    pub async fn local_job(&self, file: &str, out: &Path) -> Result<()> {
+        let output = tokio::process::Command::new("nsenter")
+            .arg(format!("--net={}", self.lab.network("hub")?.display()))
+            .arg("--")
+            .arg(self.images.binaries.join("fleetune-worker"))
+            .args(["finetune", "-f", &path(file)?, "--local", "--out"])
+            .arg(out)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "the local run of {file}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
     /// Applies a rollout of `version` and follows its run to the end.
     ///
     /// # Errors
@@ -78,7 +106,8 @@ impl Road {
         let mut rollout = rollout.clone();
         rollout["spec"]["version"] = json!(version.name_any());
         apply(&self.lab, "hub", &rollout).await?;
-        let rollouts = self.hub::<ModelRollout>().await?;
+        let namespace = rollout["metadata"]["namespace"].as_str().context("no namespace")?;
+        let rollouts: Api<ModelRollout> = Api::namespaced(self.lab.cluster("hub")?.client().await?, namespace);
         follow(
             rollouts.clone(),
             &name,
@@ -95,21 +124,29 @@ impl Road {
     /// # Errors
     /// When a rollout is still there after two minutes.
     pub async fn clear(&self) -> Result<()> {
-        let rollouts = self.hub::<ModelRollout>().await?;
-        for rollout in rollouts.list(&ListParams::default()).await? {
-            let name = rollout.name_any();
-            let remove = json!({ "spec": { "deletionPolicy": "Remove" } });
-            rollouts
-                .patch(&name, &PatchParams::default(), &Patch::Merge(&remove))
-                .await?;
-            rollouts.delete(&name, &DeleteParams::default()).await?;
-            let gone = await_condition(rollouts.clone(), &name, |object: Option<&ModelRollout>| {
-                object.is_none()
-            });
-            tokio::time::timeout(Duration::from_mins(2), gone)
-                .await
-                .with_context(|| format!("{name} stays"))??;
+        let client = self.lab.cluster("hub")?.client().await?;
+        for rollout in Api::<ModelRollout>::all(client).list(&ListParams::default()).await? {
+            self.remove(&rollout).await?;
         }
+        Ok(())
+    }
+
+    /// Deletes a rollout with `deletionPolicy: Remove` and waits until its nodes have unloaded.
+    ///
+    /// # Errors
+    /// When it is still there after two minutes.
+    pub async fn remove(&self, rollout: &ModelRollout) -> Result<()> {
+        let (name, namespace) = (rollout.name_any(), rollout.namespace().context("no namespace")?);
+        let rollouts = Api::<ModelRollout>::namespaced(self.lab.cluster("hub")?.client().await?, &namespace);
+        let remove = json!({ "spec": { "deletionPolicy": "Remove" } });
+        rollouts
+            .patch(&name, &PatchParams::default(), &Patch::Merge(&remove))
+            .await?;
+        rollouts.delete(&name, &DeleteParams::default()).await?;
+        let gone = await_condition(rollouts, &name, |object: Option<&ModelRollout>| object.is_none());
+        tokio::time::timeout(Duration::from_mins(2), gone)
+            .await
+            .with_context(|| format!("{name} stays"))??;
         Ok(())
     }
 

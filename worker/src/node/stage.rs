@@ -189,6 +189,10 @@ pub async fn stage(
     let version = VersionManifest::parse(&manifest)?;
     let layers: Vec<_> = version.layers().map(|(kind, layer)| (kind, layer.clone())).collect();
     let _claim = fetching.claim(layers.iter().map(|(_, layer)| layer.digest.clone()).collect());
+    {
+        let (store, digest, manifest) = (store.clone(), source.digest.clone(), manifest.clone());
+        blocking(move || store.expect_version(&digest, &manifest)).await?;
+    }
     for (kind, layer) in layers {
         let guard = fetching.lock_of(&layer.digest).lock_owned().await;
         if store.has_layer(&layer.digest) {

@@ -115,6 +115,13 @@ impl Store {
             .map_err(error)
     }
 
+    /// Writes down what a version is made of, before its layers come: what has come of it outlives a restart.
+    pub fn expect_version(&self, digest: &Digest, manifest: &[u8]) -> Result<(), ArtifactError> {
+        let path = self.manifest_path(digest);
+        disk::write(&self.tmp(&format!("manifest-{}", digest.hex())), &path, manifest)
+            .map_err(|source| ArtifactError::io(&path, source))
+    }
+
     /// Assembles a version from its layers with hard links, and checks the whole of it against its digest before it gets
     /// its name.
     pub fn add_version(&self, digest: &Digest, manifest: &[u8]) -> Result<(), ArtifactError> {
@@ -138,9 +145,8 @@ impl Store {
             }
             return Err(mismatch);
         }
-        let kept = self.manifest_path(digest);
-        disk::write(&self.tmp(&format!("manifest-{}", digest.hex())), &kept, manifest)
-            .and_then(|()| disk::sync_tree(&scratch))
+        self.expect_version(digest, manifest)?;
+        disk::sync_tree(&scratch)
             .and_then(|()| disk::rename(&scratch, &self.version_dir(digest)))
             .map_err(error)
     }
@@ -183,28 +189,29 @@ impl Store {
         }
     }
 
-    /// Drops every version that is not in `keep`, and every layer that no kept version has. Downloads under way for
-    /// `keep` are named by their layers in `fetching`.
+    /// Drops every version that is not in `keep`, and every layer and download of a layer that no version in `keep` has.
+    /// What is under way beyond that is named in `fetching`.
     pub fn collect(&self, keep: &BTreeSet<Digest>, fetching: &BTreeSet<Digest>) -> Result<(), ArtifactError> {
         let mut layers = fetching.clone();
         for digest in self.names("versions")? {
             if !keep.contains(&digest) {
                 self.drop_version(&digest)?;
+            }
+        }
+        // There is a manifest also of a version that is not whole yet.
+        for digest in self.names("manifests")? {
+            let path = self.manifest_path(&digest);
+            let error = |source| ArtifactError::io(&path, source);
+            if !keep.contains(&digest) {
+                fs::remove_file(&path).map_err(error)?;
                 continue;
             }
-            let path = self.manifest_path(&digest);
-            let manifest = fs::read(&path).map_err(|source| ArtifactError::io(&path, source))?;
+            let manifest = fs::read(&path).map_err(error)?;
             layers.extend(
                 VersionManifest::parse(&manifest)?
                     .layers()
                     .map(|(_, layer)| layer.digest.clone()),
             );
-        }
-        for digest in self.names("manifests")? {
-            if !self.has_version(&digest) {
-                let path = self.manifest_path(&digest);
-                fs::remove_file(&path).map_err(|source| ArtifactError::io(&path, source))?;
-            }
         }
         for digest in self.names("layers")? {
             if !layers.contains(&digest) {
@@ -219,7 +226,7 @@ impl Store {
             let hex = name
                 .strip_prefix("blob-")
                 .map(|rest| rest.split('.').next().unwrap_or(rest));
-            if hex.is_some_and(|hex| !fetching.iter().any(|digest| digest.hex() == hex)) {
+            if hex.is_some_and(|hex| !layers.iter().any(|digest| digest.hex() == hex)) {
                 fs::remove_file(&path).map_err(|source| ArtifactError::io(&path, source))?;
             }
         }

@@ -197,3 +197,29 @@ fn a_download_under_way_survives_the_lock() {
     assert!(partial.exists());
     assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1);
 }
+
+#[test]
+fn what_has_come_of_a_version_outlives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let one = made(b"one");
+    store.expect_version(&one.digest, &one.packed.manifest).unwrap();
+    let [whole, begun, ..] = &one.packed.layers[..] else {
+        panic!("a version has three layers")
+    };
+    let mut file = File::create(store.download_path(&whole.digest)).unwrap();
+    io::copy(&mut whole.reader().unwrap(), &mut file).unwrap();
+    store.add_layer(whole.kind, &whole.digest).unwrap();
+    let partial = crate::registry::partial_path(&store.download_path(&begun.digest));
+    fs::write(&partial, "some").unwrap();
+
+    let store = Store::open(dir.path()).unwrap();
+    let _lock = store.try_lock().unwrap().unwrap();
+    let keep = BTreeSet::from([one.digest.clone()]);
+    store.collect(&keep, &BTreeSet::new()).unwrap();
+    assert!(store.has_layer(&whole.digest) && partial.exists());
+    // Once nobody wants the version, nothing of it stays.
+    store.collect(&BTreeSet::new(), &BTreeSet::new()).unwrap();
+    assert!(!store.has_layer(&whole.digest) && !partial.exists());
+    assert!(store.names("manifests").unwrap().is_empty());
+}
