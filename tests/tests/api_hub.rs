@@ -8,6 +8,9 @@ use fleetune_crds::access::Actor;
 use fleetune_crds::common::Digest;
 use fleetune_crds::conditions::get;
 use fleetune_crds::{DeviceCluster, FineTuneJob, ModelVersion, names};
+use fleetune_operator::edge::metrics::EdgeMetrics;
+use fleetune_operator::edge::renew::Renewal;
+use fleetune_operator::runtime::metrics::Metrics;
 use fleetune_tests::api::operator::Running;
 use fleetune_tests::api::{HOME, access, code, eventually, logs, make};
 use fleetune_tests::lab::{ApiServer, client_from};
@@ -15,6 +18,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -181,6 +185,7 @@ async fn cluster(client: &Client, ca: &str) -> Result<()> {
     let list = ListParams::default();
     assert_eq!(code(placements(&namespace).list(&list).await)?, 200);
     assert_eq!(code(placements("fleetune-dc-other").list(&list).await)?, 403);
+    a_renewed_token_comes_home(client, &agent, &kubeconfig).await?;
     eventually("Unreachable", || async {
         Ok((ready_reason(&clusters).await? == "Unreachable").then_some(()))
     })
@@ -196,6 +201,65 @@ async fn cluster(client: &Client, ca: &str) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     assert!(namespaces.get(&namespace).await?.metadata.deletion_timestamp.is_none());
     Ok(())
+}
+
+/// The hub renews the token in its own Secret; the agent stores it in the one that it reads, and nothing else of it.
+async fn a_renewed_token_comes_home(client: &Client, agent: &Client, kubeconfig: &Value) -> Result<()> {
+    let own: Api<Secret> = Api::namespaced(client.clone(), HOME);
+    let secret = json!({
+        "metadata": { "name": names::HUB_KUBECONFIG }, "stringData": { "kubeconfig": kubeconfig.to_string() },
+    });
+    make(&own, secret).await?;
+    let renewal = Renewal {
+        cluster: "berlin".into(),
+        hub: agent.clone(),
+        device: client.clone(),
+        namespace: HOME.into(),
+        secret: names::HUB_KUBECONFIG.into(),
+    };
+    let metrics = EdgeMetrics::new(&Metrics::new()?.registry)?;
+    assert!(!renewal.once(&metrics).await?, "it is the same token still");
+
+    // More than a third of its life has passed.
+    let theirs: Api<Secret> = Api::namespaced(client.clone(), &names::cluster_namespace("berlin"));
+    let params = PatchParams::default();
+    let issued = Timestamp::now() - SignedDuration::from_hours(89 * 24);
+    let old = json!({ "metadata": { "annotations": { "fleetune.dev/token-issued-at": issued.to_string() } } });
+    theirs.patch(names::EDGE_ACCOUNT, &params, &Patch::Merge(&old)).await?;
+    let clusters: Api<DeviceCluster> = Api::all(client.clone());
+    let changed = json!({ "spec": { "allowedNamespaces": ["shop"] } });
+    clusters.patch("berlin", &params, &Patch::Merge(&changed)).await?;
+    let token = |kubeconfig: &Value| kubeconfig["users"][0]["user"]["token"].clone();
+    let renewed = eventually("a renewed token", || async {
+        let now = text_of(&theirs.get(names::EDGE_ACCOUNT).await?)?;
+        Ok((token(&now) != token(kubeconfig)).then_some(now))
+    })
+    .await?;
+    assert!(renewal.once(&metrics).await?);
+    let mut expected = kubeconfig.clone();
+    expected["users"][0]["user"]["token"] = token(&renewed);
+    assert_eq!(text_of(&own.get(names::HUB_KUBECONFIG).await?)?, expected);
+
+    // One that the hub does not take is not kept.
+    let mut broken = renewed.clone();
+    broken["users"][0]["user"]["token"] = json!("broken");
+    let patch = json!({ "stringData": { "kubeconfig": broken.to_string() } });
+    theirs
+        .patch(names::EDGE_ACCOUNT, &params, &Patch::Merge(&patch))
+        .await?;
+    assert!(renewal.once(&metrics).await.is_err());
+    assert_eq!(text_of(&own.get(names::HUB_KUBECONFIG).await?)?, expected);
+    Ok(())
+}
+
+/// The kubeconfig in a Secret.
+fn text_of(secret: &Secret) -> Result<Value> {
+    let data = secret
+        .data
+        .as_ref()
+        .and_then(|d| d.get("kubeconfig"))
+        .context("no kubeconfig")?;
+    Ok(serde_yaml::from_slice(&data.0)?)
 }
 
 /// A namespace that is taken, beside all else.

@@ -5,6 +5,7 @@ pub mod access;
 pub mod fleet;
 pub mod helm;
 pub mod operator;
+pub mod render;
 pub mod runtimes;
 
 use anyhow::{Result, bail};
