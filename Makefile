@@ -10,7 +10,7 @@ LAB := $(CARGO_TARGET_DIR)/debug/lab
 DEMO := $(CARGO_TARGET_DIR)/debug/demo
 PACKAGES := python3 examples/environment.py tests-venv worker/tests/python/requirements.txt
 
-.PHONY: demo demo-down test bench check programs tools images crds
+.PHONY: demo demo-down test bench quality check programs tools images crds
 
 ## Brings up the lab, installs both charts, runs the example job and its rollout, and prints what came of it.
 demo: programs
@@ -50,6 +50,14 @@ bench: programs
 	$(LAB) tools
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	$(CARGO_TARGET_DIR)/debug/bench
+
+## Trains the examples by each method and writes docs/quality.md; takes an hour and more. WORKER is a release build.
+WORKER ?= $(CARGO_TARGET_DIR)/release/fleetune-worker
+quality:
+	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
+	test -x $(WORKER) || cargo build --release --workspace --bin fleetune-worker
+	python3 examples/quality.py --worker $(WORKER) --data $(FLEETUNE_CACHE)/data --out $(FLEETUNE_CACHE)/quality \
+		--table docs/quality.md
 
 ## Builds the two images and prints their sizes.
 images: programs

@@ -70,6 +70,8 @@ pub const JOB_FILE: &str = "/etc/fleetune/job/job.yaml";
 pub const KEY_FILE: &str = "/etc/fleetune/key/key.pem";
 /// Folder in a worker pod under which each `pvc://CLAIM/PATH` is mounted, by the claim's name.
 pub const CLAIMS_DIR: &str = "/var/lib/fleetune-claims";
+/// Folder in a `finetune` pod on which `worker.volumeClaim` is mounted.
+pub const WORK_DIR: &str = "/var/lib/fleetune-work";
 /// Port on which a worker pod answers `/progress` and `/metrics`.
 pub const WORKER_PORT: u16 = 8080;
 /// Port on which the node runtime serves models, health and metrics.

@@ -263,6 +263,9 @@ async fn good_specs(server: &Server) {
             "worker": {"resources": {"limits": {"memory": "1Gi"}}},
             "activeDeadline": "2h", "backoffLimit": 1, "ttlAfterFinished": "24h"}});
     server.accept(&sensor).await;
+    for train in deep_trainings() {
+        server.accept(&with(&sensor, "/spec/train", train)).await;
+    }
     let pinned = json!({"apiVersion": "fleetune.dev/v1alpha1", "kind": "ModelRollout",
         "metadata": {"name": "vibration", "namespace": NAMESPACE},
         "spec": {"modelName": "vibration", "version": "vibration-0123456789ab", "deletionPolicy": "Remove", "paused": true,
@@ -281,6 +284,20 @@ async fn good_specs(server: &Server) {
         "kubeconfigSecret": "edge-b", "allowedNamespaces": ["shop"]}),
     );
     server.accept(&push).await;
+}
+
+/// One of each method, with the fields that go with it.
+fn deep_trainings() -> [Value; 4] {
+    [
+        json!({"method": "LastLayers", "lastLayers": {"count": 2}, "loss": "Huber", "huberDelta": "0.5", "clipNorm": "1",
+            "augmentation": {"copies": 2, "sensor": {"jitter": "0.1", "scale": "0.2", "shift": 5}}}),
+        json!({"method": "Full", "loss": "MeanAbsoluteError", "schedule": {"name": "OneCycle"},
+            "augmentation": {"sensor": {"jitter": "0.1"}}}),
+        json!({"method": "Lora", "schedule": {"name": "Cosine", "warmUp": "5%"}}),
+        json!({"method": "Lora", "lora": {"rank": 4, "alpha": "16", "targets": ["*query*"]},
+            "optimizer": {"name": "Sgd", "nesterov": true},
+            "schedule": {"name": "Step", "every": 3, "factor": "0.5", "warmUp": "100"}}),
+    ]
 }
 
 async fn bad_jobs(server: &Server) {
@@ -302,6 +319,22 @@ async fn bad_jobs(server: &Server) {
         ("neither image nor sensor", "/spec/input", json!({}), "exactly one of image and sensor"),
         ("an unknown task", "/spec/task", json!("Ranking"), "spec.task"),
         ("a loss of the other task", "/spec/train/loss", json!("MeanSquaredError"), "CrossEntropy or BinaryCrossEntropy"),
+        ("an unknown method", "/spec/train", json!({"method": "Prompt"}), "spec.train.method"),
+        ("last layers without a count", "/spec/train", json!({"method": "LastLayers"}), "train.lastLayers"),
+        ("a count of another method", "/spec/train", json!({"lastLayers": {"count": 1}}), "train.lastLayers"),
+        ("no layers", "/spec/train", json!({"method": "LastLayers", "lastLayers": {"count": 0}}), "spec.train.lastLayers.count"),
+        ("adapters of another method", "/spec/train", json!({"method": "Full", "lora": {}}), "train.lora"),
+        ("a rank of 65", "/spec/train", json!({"method": "Lora", "lora": {"rank": 65}}), "spec.train.lora.rank"),
+        ("smoothing of another loss", "/spec/train", json!({"loss": "BinaryCrossEntropy", "labelSmoothing": "0.1"}), "train.labelSmoothing"),
+        ("a smoothing of 1", "/spec/train", json!({"labelSmoothing": "1"}), "spec.train.labelSmoothing"),
+        ("a delta of another loss", "/spec/train", json!({"huberDelta": "1"}), "train.huberDelta"),
+        ("AdamW that looks ahead", "/spec/train", json!({"optimizer": {"nesterov": true}}), "train.optimizer.nesterov"),
+        ("a factor of another schedule", "/spec/train", json!({"schedule": {"name": "Cosine", "factor": "0.5"}}), "train.schedule"),
+        ("a factor of 2", "/spec/train", json!({"schedule": {"name": "Step", "factor": "2"}}), "spec.train.schedule.factor"),
+        ("variants of a frozen part", "/spec/train", json!({"augmentation": {"image": {"flip": true}}}), "train.augmentation.copies"),
+        ("variants of another input", "/spec/train", json!({"method": "Full", "augmentation": {"sensor": {"jitter": "0.1"}}}), "train.augmentation"),
+        ("variants of two kinds", "/spec/train", json!({"method": "Full", "augmentation": {"image": {}, "sensor": {}}}), "exactly one of image and sensor"),
+        ("a claim with a slash", "/spec/worker", json!({"volumeClaim": "a/b"}), "spec.worker.volumeClaim"),
         ("a model's name with a dot", "/spec/modelName", json!("a.b"), "spec.modelName"),
         ("a short sha256", "/spec/baseModel/sha256", json!("9f2c"), "spec.baseModel.sha256"),
         ("a repository with a tag", "/spec/output/repository", json!("r.lab:5000/a:v1"), "spec.output.repository"),

@@ -9,7 +9,7 @@ use crate::features::{each, targets};
 use crate::pipeline::{MAX_ENCODED_BYTES, decode};
 use crate::progress::Tracker;
 use crate::train::{self, Fitted, Set, Targets, matrix, metrics};
-use fleetune_crds::{Activation, Metric, OptimizerName, Task};
+use fleetune_crds::{Metric, Task};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -134,19 +134,13 @@ fn linear(job: &Job, outputs: usize, train: &Set, validation: &Set) -> Result<Fi
     let mut best: Option<Fitted> = None;
     for learning_rate in RATES {
         let rule = TrainRule {
-            layers: Vec::new(),
-            activation: Activation::Relu,
-            dropout: 0.0,
-            loss: job.train.loss,
-            optimizer: OptimizerName::AdamW,
+            huber_delta: job.train.huber_delta,
             learning_rate,
-            momentum: 0.0,
-            weight_decay: 0.01,
             epochs: EPOCHS,
             batch_size: BATCH,
             patience: PATIENCE,
-            seed: job.train.seed,
             class_weights: job.train.class_weights,
+            ..TrainRule::linear(job.train.loss, job.train.seed)
         };
         let fitted = train::fit(&rule, job.objective, outputs, train, validation, |_| {})?;
         let better = best.as_ref().is_none_or(|b| {

@@ -17,7 +17,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Reads base model and data, trains a head, and pushes the candidate by digest.
+    /// Reads base model and data, trains by the job's method, and pushes the candidate by digest.
     Finetune(Finetune),
     /// Measures a candidate on the test rows, applies gates and budget, and pushes the report.
     Validate(Validate),
@@ -29,6 +29,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Writes a version as one self-contained ONNX file.
     Export(Export),
+    /// Compares versions of a job on its test rows, each with the first, and prints gains with paired intervals as JSON.
+    Compare(Compare),
     /// Gives the store's folder on a node to the runtime's user; runs before the runtime.
     PrepareStore(PrepareStore),
     /// Runs a version's self-test in this process; the node runtime starts it as a child.
@@ -95,6 +97,17 @@ pub struct Export {
     pub dir: PathBuf,
     /// The file to write.
     pub out: PathBuf,
+}
+
+/// Options of `compare`.
+#[derive(Args, Debug)]
+pub struct Compare {
+    /// The FineTuneJob's manifest; file:// addresses are allowed.
+    #[arg(short, long)]
+    pub file: PathBuf,
+    /// The versions' directories.
+    #[arg(required = true)]
+    pub versions: Vec<PathBuf>,
 }
 
 /// Options of `node`.

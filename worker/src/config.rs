@@ -3,11 +3,12 @@
 
 use crate::error::{INVALID_JOB, Result, WorkerError};
 use crate::version::read_bounded;
-use fleetune_crds::{
-    Activation, Budget, ClassWeights, Dataset, Evaluation, FineTuneJob, FineTuneJobSpec, Format, Input, Loss, Metric,
-    OptimizerName, SplitBy, Task,
-};
+use fleetune_crds::{Budget, Dataset, Evaluation, FineTuneJob, FineTuneJobSpec, Format, Input, Metric, SplitBy, Task};
 use std::path::Path;
+
+mod train;
+
+pub use train::{AugmentRule, MethodRule, ScheduleRule, TrainRule, Variants};
 
 /// Largest job manifest.
 const MAX_JOB: u64 = 1 << 20;
@@ -27,7 +28,7 @@ pub struct Job {
     pub format: Format,
     /// How rows are told apart.
     pub split: SplitRule,
-    /// How the head is trained.
+    /// How it is trained.
     pub train: TrainRule,
     /// The metric that picks the best epoch.
     pub objective: Metric,
@@ -44,37 +45,6 @@ pub struct SplitRule {
     pub validation: f64,
     /// Seed of the hash.
     pub seed: u64,
-}
-
-/// A training with its defaults resolved.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainRule {
-    /// Widths of the hidden layers.
-    pub layers: Vec<usize>,
-    /// After each hidden layer.
-    pub activation: Activation,
-    /// Share of values that a step drops before each linear layer.
-    pub dropout: f64,
-    /// What training makes small.
-    pub loss: Loss,
-    /// The optimizer.
-    pub optimizer: OptimizerName,
-    /// Its learning rate.
-    pub learning_rate: f64,
-    /// Momentum of Sgd.
-    pub momentum: f64,
-    /// L2 penalty on weights.
-    pub weight_decay: f64,
-    /// Most passes.
-    pub epochs: u32,
-    /// Rows in a step.
-    pub batch_size: usize,
-    /// Epochs without a better objective after which training ends.
-    pub patience: u32,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// How much each class counts.
-    pub class_weights: ClassWeights,
 }
 
 impl Job {
@@ -102,7 +72,7 @@ impl Job {
         check_budget(&spec.budget)?;
         let format = format(&spec)?;
         let split = split(&spec.dataset)?;
-        let train = train(&spec)?;
+        let train = train::rule(&spec)?;
         check_columns(&spec.dataset, format, split.by)?;
         let objective = spec
             .evaluation
@@ -231,73 +201,6 @@ fn check_columns(dataset: &Dataset, format: Format, by: SplitBy) -> Result<()> {
     Ok(())
 }
 
-fn train(spec: &FineTuneJobSpec) -> Result<TrainRule> {
-    let train = &spec.train;
-    let loss = train.loss.unwrap_or(match spec.task {
-        Task::Classification => Loss::CrossEntropy,
-        Task::Regression => Loss::MeanSquaredError,
-    });
-    if (loss == Loss::MeanSquaredError) != (spec.task == Task::Regression) {
-        return Err(bad(format!(
-            "spec.train.loss {loss:?} does not go with task {:?}",
-            spec.task
-        )));
-    }
-    let optimizer = &train.optimizer;
-    let learning_rate = optimizer.learning_rate.as_ref().map_or(
-        match optimizer.name {
-            OptimizerName::Sgd => 0.05,
-            OptimizerName::Adam | OptimizerName::AdamW => 0.001,
-        },
-        fleetune_crds::common::Decimal::get,
-    );
-    let weight_decay = optimizer.weight_decay.as_ref().map_or(
-        if optimizer.name == OptimizerName::AdamW {
-            0.01
-        } else {
-            0.0
-        },
-        fleetune_crds::common::Decimal::get,
-    );
-    let momentum = optimizer
-        .momentum
-        .as_ref()
-        .map_or(0.9, fleetune_crds::common::Decimal::get);
-    let dropout = train
-        .head
-        .dropout
-        .as_ref()
-        .map_or(0.0, fleetune_crds::common::Decimal::get);
-    if learning_rate <= 0.0 || weight_decay < 0.0 || !(0.0..1.0).contains(&momentum) || !(0.0..1.0).contains(&dropout) {
-        return Err(bad(
-            "spec.train: learningRate is above 0, weightDecay at least 0, momentum and dropout from 0 to below 1",
-        ));
-    }
-    if !(1..=10_000).contains(&train.epochs) || train.batch_size == 0 || train.early_stopping.patience == 0 {
-        return Err(bad(
-            "spec.train: epochs are 1 to 10000, batchSize and patience at least 1",
-        ));
-    }
-    if train.head.layers.len() > 4 || train.head.layers.iter().any(|w| !(1..=4096).contains(w)) {
-        return Err(bad("spec.train.head.layers: at most 4, each 1 to 4096 wide"));
-    }
-    Ok(TrainRule {
-        layers: train.head.layers.iter().map(|w| *w as usize).collect(),
-        activation: train.head.activation,
-        dropout,
-        loss,
-        optimizer: optimizer.name,
-        learning_rate,
-        momentum,
-        weight_decay,
-        epochs: train.epochs,
-        batch_size: train.batch_size as usize,
-        patience: train.early_stopping.patience,
-        seed: u64::try_from(train.seed).map_err(|_| bad("spec.train.seed is below 0"))?,
-        class_weights: train.class_weights,
-    })
-}
-
 /// Whether a metric belongs to a task.
 pub fn belongs(metric: Metric, task: Task) -> bool {
     matches!(metric, Metric::Mse | Metric::Mae | Metric::R2) == (task == Task::Regression)
@@ -326,6 +229,7 @@ fn check_evaluation(evaluation: &Evaluation, objective: Metric, task: Task) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fleetune_crds::Loss;
 
     fn job(extra: &str) -> Result<Job> {
         Job::parse(&format!(

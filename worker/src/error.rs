@@ -145,6 +145,16 @@ pub const INVALID_VERSION: &str = "InvalidVersion";
 pub const UNSUPPORTED_FORMAT: &str = "UnsupportedFormat";
 /// Reason: a sample has not the form that the model takes.
 pub const INVALID_SAMPLE: &str = "InvalidSample";
+/// Reason: the method leaves no weight of the base model to train.
+pub const NOTHING_TO_TRAIN: &str = "NothingToTrain";
+/// Reason: a LoRA target is the name of no weight that can be adapted.
+pub const LORA_TARGET_NOT_FOUND: &str = "LoraTargetNotFound";
+/// Reason: a LoRA target names only layers that have no product of low rank.
+pub const LORA_NOT_POSSIBLE: &str = "LoraNotPossible";
+/// Reason: training needs more memory than the pod has.
+pub const MEMORY_TOO_SMALL: &str = "MemoryTooSmall";
+/// Reason: the checkpoint belongs to another job.
+pub const CHECKPOINT_MISMATCH: &str = "CheckpointMismatch";
 /// Reason: training did not converge to finite weights.
 pub const TRAINING_DIVERGED: &str = "TrainingDiverged";
 /// Reason: the written version answers differently from the trained one.

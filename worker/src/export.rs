@@ -2,12 +2,11 @@
 //! external data. The answers are the same; only where the bytes lie differs.
 
 use crate::artifact::{BACKBONE, GRAPH, TUNED};
-use crate::engine::{MAX_GRAPH_BYTES, external, external_files, parse_model};
+use crate::engine::{MAX_GRAPH_BYTES, external_files, inside, parse_model};
 use crate::error::{EXTERNAL_DATA, Result, WorkerError};
 use crate::version::read_bounded;
 use prost::Message;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::Path;
 
 /// Largest message that protocol buffers can hold, in bytes.
@@ -26,19 +25,8 @@ pub fn run(dir: &Path, out: &Path) -> Result<u64> {
     let mut model = parse_model(&read_bounded(&dir.join(GRAPH), MAX_GRAPH_BYTES)?, &files)?;
     let graph = model.graph.get_or_insert_default();
     for tensor in &mut graph.initializer {
-        let Some((name, offset, length)) = external(tensor)? else {
-            continue;
-        };
-        // Only a name that the check above has found in the folder comes here.
-        let path = dir.join(name);
-        let io = |error: std::io::Error| WorkerError::io("reading", &path, &error);
-        let mut file = File::open(&path).map_err(io)?;
-        file.seek(SeekFrom::Start(offset)).map_err(io)?;
-        let mut bytes = vec![0; length as usize];
-        file.read_exact(&mut bytes).map_err(io)?;
-        tensor.raw_data = bytes;
-        tensor.external_data.clear();
-        tensor.data_location = None;
+        // Only names that the check above has found in the folder come here.
+        inside(tensor, dir)?;
     }
     let bytes = model.encode_to_vec();
     let io = |error: std::io::Error| WorkerError::io("writing", out, &error);
@@ -52,7 +40,7 @@ pub fn run(dir: &Path, out: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Graph, build, pb, testing};
+    use crate::engine::{Graph, build, external, pb, testing};
     use crate::pipeline::{Dtype, Prepared, TensorSpec};
 
     #[test]
@@ -66,7 +54,7 @@ mod tests {
         };
         let sample = Prepared::window(2, 8, testing::noise(16)).unwrap();
         let whole = Graph::build(&model, None, &input).unwrap().run(&sample).unwrap();
-        build::write(dir.path(), model).unwrap();
+        build::write(dir.path(), model, &std::collections::BTreeSet::new()).unwrap();
         assert!(std::fs::metadata(dir.path().join(BACKBONE)).unwrap().len() > 2500);
         let out = dir.path().join("one.onnx");
         let size = run(dir.path(), &out).unwrap();

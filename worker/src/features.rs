@@ -1,12 +1,14 @@
 //! Runs a graph over many rows: one batch of one at a time, a plan shared by all cores, results by index, so that the
 //! number of threads changes nothing.
 
+use crate::config::AugmentRule;
 use crate::data::{Content, Row, Target};
 use crate::engine::Graph;
 use crate::error::{INTERNAL, NOT_FINITE, Result, WorkerError};
 use crate::pipeline::{MAX_ENCODED_BYTES, Pipeline, Prepared, Raw};
 use crate::progress::Tracker;
 use crate::train::{Set, Targets, matrix};
+use crate::tune::vary;
 use rayon::prelude::*;
 
 /// The tensor of a row.
@@ -18,23 +20,47 @@ pub fn prepare(pipeline: &Pipeline, row: &Row) -> Result<Prepared> {
     .map_err(|e| e.at(&row.key))
 }
 
-/// The features and targets of some rows.
-pub fn extract(graph: &Graph, pipeline: &Pipeline, rows: &[&Row], tracker: &Tracker) -> Result<Set> {
-    let features = each(rows, tracker, |row| {
-        let features = graph.run(&prepare(pipeline, row)?)?;
-        if features.iter().all(|v| v.is_finite()) {
-            Ok(features)
-        } else {
-            Err(WorkerError::bad(
-                NOT_FINITE,
-                format!("{}: the base model gives values that are not finite", row.key),
-            ))
-        }
-    })?;
+/// The features and targets of some rows and of the kept variants that `augment` asks for: those of variant c of row r
+/// are at c · rows + r, and variant 0 is the row itself.
+pub fn extract(
+    graph: &Graph,
+    pipeline: &Pipeline,
+    rows: &[&Row],
+    augment: Option<(&AugmentRule, u64)>,
+    tracker: &Tracker,
+) -> Result<Set> {
+    let copies = variants(augment.map(|(rule, _)| rule));
+    let all: Vec<&Row> = rows.iter().copied().cycle().take(rows.len() * (1 + copies)).collect();
+    let features: Vec<Result<Vec<f32>>> = all
+        .par_iter()
+        .enumerate()
+        .map(|(i, row)| {
+            let mut prepared = prepare(pipeline, row)?;
+            let (copy, number) = ((i / rows.len()) as u32, (i % rows.len()) as u32);
+            if let Some((rule, seed)) = augment.filter(|_| copy > 0) {
+                prepared = vary(rule, seed, copy, number, prepared);
+            }
+            let features = graph.run(&prepared)?;
+            tracker.add(1);
+            if features.iter().all(|v| v.is_finite()) {
+                Ok(features)
+            } else {
+                Err(WorkerError::bad(
+                    NOT_FINITE,
+                    format!("{}: the base model gives values that are not finite", row.key),
+                ))
+            }
+        })
+        .collect();
     Ok(Set {
-        x: matrix(features, graph.outputs())?,
-        y: targets(rows)?,
+        x: matrix(features.into_iter().collect::<Result<_>>()?, graph.outputs())?,
+        y: targets(&all)?,
     })
+}
+
+/// Variants of each row that are kept beside it.
+pub fn variants(augment: Option<&AugmentRule>) -> usize {
+    augment.and_then(|rule| rule.copies).unwrap_or(0)
 }
 
 /// Calls `f` for every row on all cores; results are in the order of the rows, and so is the first error.

@@ -1,32 +1,36 @@
-//! `finetune`: from a job to a candidate. Reads base model and data, runs the frozen backbone once, trains a head, writes
-//! the version, loads it back and compares it with what was trained. In a pod it pushes the candidate by digest; it
-//! judges nothing and signs nothing.
+//! `finetune`: from a job to a candidate. Reads base model and data, runs the frozen backbone once, trains a head and, by
+//! the job's method, what lies before it, writes the version, loads it back and compares it with what was trained. In a
+//! pod it pushes the candidate by digest; it judges nothing and signs nothing.
 
-use crate::config::{Job, MAX_MODEL_BYTES};
+use crate::config::{Job, MAX_MODEL_BYTES, MethodRule};
 use crate::data::{self, DataSet, Part, Row};
-use crate::engine::{Backbone, Base, Graph, build};
+use crate::engine::{Backbone, Base, Graph, build, pb};
 use crate::error::{DATA_TOO_LARGE, EXPORT_MISMATCH, INTERNAL, MODEL_TOO_LARGE, Result, WorkerError};
-use crate::features::{extract, prepare};
+use crate::features::{extract, prepare, variants};
 use crate::lineage::Lineage;
 use crate::pipeline::{Pipeline, json};
 use crate::progress::Tracker;
 use crate::registry::Registry;
 use crate::sources::{self, Limits};
 use crate::train::{self, Epoch, Fitted, Set};
+use crate::tune::{self, Setup, tune};
 use crate::version::{LABELS, LINEAGE, PIPELINE, Version};
 use crate::{selftest, synthetic};
 use fleetune_crds::Task;
 use fleetune_crds::common::Digest;
+use fleetune_crds::names;
 use fleetune_crds::outcome::{Code, Outcome, REASON_DONE};
 use ndarray::Axis;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The learning curve, in a version's folder.
 pub const HISTORY: &str = "history.json";
-/// Rows on which the written version is compared with the trained head.
+/// Rows on which the written version is compared with the trained one.
 const COMPARED: usize = 16;
-/// Largest difference between the trained head in double and the written version in single precision: absolute for
-/// probabilities, relative for values.
+/// Largest difference between what was trained and the written version in single precision: absolute for probabilities,
+/// relative for values.
 const MAX_DIFFERENCE: f64 = 2e-3;
 
 /// The files of a job on this machine.
@@ -83,8 +87,35 @@ pub struct Built {
     pub best_epoch: u32,
 }
 
+/// How a training keeps checkpoints.
+pub struct Checkpoints<'a> {
+    /// The folder that they lie under.
+    pub dir: &'a Path,
+    /// Time between two.
+    pub every: Duration,
+    /// Asked after each step with its number: false ends the training as if the pod was told to stop.
+    pub go_on: &'a (dyn Fn(u64) -> bool + Sync),
+}
+
+impl<'a> Checkpoints<'a> {
+    /// Checkpoints under `dir`, as often as is usual.
+    pub fn under(dir: &'a Path) -> Self {
+        Self {
+            dir,
+            every: tune::CHECKPOINT_EVERY,
+            go_on: &|_| true,
+        }
+    }
+}
+
 /// Makes the version in the empty folder `dir`.
-pub fn build(job: &Job, fetched: &Fetched, dir: &Path, tracker: &Tracker) -> Result<(Built, DataSet)> {
+pub fn build(
+    job: &Job,
+    fetched: &Fetched,
+    dir: &Path,
+    checkpoints: &Checkpoints<'_>,
+    tracker: &Tracker,
+) -> Result<(Built, DataSet)> {
     let model = fetched
         .model
         .as_deref()
@@ -103,16 +134,74 @@ pub fn build(job: &Job, fetched: &Fetched, dir: &Path, tracker: &Tracker) -> Res
         manifest = %data.manifest,
         "data ready"
     );
-    let (train, validation) = features(job, &backbone, &pipeline, &data, tracker)?;
-    let fitted = fit(job, &data, &train, &validation, tracker)?;
-    write(job, dir, &backbone, &pipeline, &data, &fitted)?;
-    check(dir, &data, &validation, &fitted)?;
+    let trained = train(job, &backbone, &pipeline, &data, checkpoints, tracker)?;
+    write(job, dir, &backbone, &pipeline, &data, &trained)?;
+    check(dir, &data, &trained.answers)?;
     let built = Built {
         data_manifest: data.manifest.clone(),
-        objective: fitted.best_objective,
-        best_epoch: fitted.best_epoch,
+        objective: trained.best.objective,
+        best_epoch: trained.best.epoch,
     };
     Ok((built, data))
+}
+
+/// What was trained, by any method.
+struct Trained {
+    /// The graph.
+    model: pb::ModelProto,
+    /// Names of the base model's tensors that moved.
+    moved: BTreeSet<String>,
+    /// All epochs.
+    history: Vec<Epoch>,
+    /// The one whose weights are kept.
+    best: Epoch,
+    /// Answers to the first validation rows.
+    answers: Vec<Vec<f64>>,
+}
+
+fn train(
+    job: &Job,
+    backbone: &Backbone,
+    pipeline: &Pipeline,
+    data: &DataSet,
+    checkpoints: &Checkpoints<'_>,
+    tracker: &Tracker,
+) -> Result<Trained> {
+    let graph = |backbone: &Backbone, head: &build::Head| {
+        build::full_model(backbone, &job.spec.input, &pipeline.input, &pipeline.output, head)
+    };
+    let (train, validation) = features(job, backbone, pipeline, data, tracker)?;
+    let first = fit(job, data, &train, &validation, tracker)?;
+    if job.train.method == MethodRule::Head {
+        let n = validation.x.nrows().min(COMPARED);
+        return Ok(Trained {
+            model: graph(backbone, &first.head()?)?,
+            moved: BTreeSet::new(),
+            best: first.best()?,
+            answers: first.predict(&validation.x.select(Axis(0), &(0..n).collect::<Vec<usize>>())),
+            history: first.history,
+        });
+    }
+    drop((train, validation));
+    let setup = Setup {
+        job,
+        backbone,
+        pipeline,
+        data,
+        outputs: outputs(job, data),
+        work: checkpoints.dir,
+        every: checkpoints.every,
+        go_on: checkpoints.go_on,
+        tracker,
+    };
+    let tuned = tune(&setup, &first, COMPARED)?;
+    Ok(Trained {
+        model: graph(&tuned.backbone, &tuned.head.head()?)?,
+        moved: tuned.moved,
+        history: tuned.history,
+        best: tuned.best,
+        answers: tuned.answers,
+    })
 }
 
 fn features(
@@ -127,10 +216,13 @@ fn features(
     // The test rows are not looked at here: `validate` reads them, once.
     let rows = |part| data.part(part).collect::<Vec<&Row>>();
     let (train, validation) = (rows(Part::Train), rows(Part::Validation));
-    tracker.stage("features", (train.len() + validation.len()) as u64);
+    let augment = job.train.augment.as_ref();
+    let total = train.len() * (1 + variants(augment)) + validation.len();
+    tracker.stage("features", total as u64);
+    let augment = augment.map(|rule| (rule, job.train.seed));
     Ok((
-        extract(&graph, pipeline, &train, tracker)?,
-        extract(&graph, pipeline, &validation, tracker)?,
+        extract(&graph, pipeline, &train, augment, tracker)?,
+        extract(&graph, pipeline, &validation, None, tracker)?,
     ))
 }
 
@@ -141,35 +233,19 @@ fn outputs(job: &Job, data: &DataSet) -> usize {
     }
 }
 
+/// Trains the head: all that method Head does, and what the others start from.
 fn fit(job: &Job, data: &DataSet, train: &Set, validation: &Set, tracker: &Tracker) -> Result<Fitted> {
-    tracker.stage("train", u64::from(job.train.epochs));
-    let name = format!("validation.{}", job.objective.name());
-    train::fit(
-        &job.train,
-        job.objective,
-        outputs(job, data),
-        train,
-        validation,
-        |Epoch {
-             epoch,
-             train_loss,
-             validation_loss,
-             objective,
-         }| {
-            tracker.add(1);
-            tracker.metric("train.loss", *train_loss);
-            tracker.metric("validation.loss", *validation_loss);
-            tracker.metric(&name, *objective);
-            tracing::info!(
-                epoch,
-                train_loss,
-                validation_loss,
-                objective,
-                metric = job.objective.name(),
-                "epoch"
-            );
-        },
-    )
+    let alone = job.train.method == MethodRule::Head;
+    let rule = if alone {
+        job.train.clone()
+    } else {
+        job.train.of_first_head()
+    };
+    tracker.stage(if alone { "train" } else { "head" }, u64::from(rule.epochs));
+    train::fit(&rule, job.objective, outputs(job, data), train, validation, |epoch| {
+        tracker.add(1);
+        epoch.tell(job.objective, None, tracker);
+    })
 }
 
 fn write(
@@ -178,26 +254,18 @@ fn write(
     backbone: &Backbone,
     pipeline: &Pipeline,
     data: &DataSet,
-    fitted: &Fitted,
+    trained: &Trained,
 ) -> Result<()> {
-    let head = fitted.head()?;
-    build::write(
-        dir,
-        build::full_model(backbone, &job.spec.input, &pipeline.input, &pipeline.output, &head)?,
-    )?;
+    build::write(dir, trained.model.clone(), &trained.moved)?;
     let name = backbone.features.trim_start_matches(crate::engine::base::PREFIX);
-    let lineage = Lineage::of(
-        job,
-        data,
-        (name, backbone.width),
-        fitted.history.len(),
-        fitted.best_epoch,
-    );
+    // Epoch 0 is the head that a deeper method starts from.
+    let epochs = trained.history.iter().filter(|e| e.epoch > 0).count();
+    let lineage = Lineage::of(job, data, (name, backbone.width), epochs, trained.best.epoch);
     for (file, text) in [
         (PIPELINE, pipeline.text()?),
         (LABELS, json(&data.labels)?),
         (LINEAGE, json(&lineage)?),
-        (HISTORY, json(&fitted.history)?),
+        (HISTORY, json(&trained.history)?),
     ] {
         let path = dir.join(file);
         std::fs::write(&path, text).map_err(|e| WorkerError::io("writing", &path, &e))?;
@@ -207,13 +275,11 @@ fn write(
     selftest::write(dir, &synthetic::make(job, &version, &rows)?)
 }
 
-/// Loads the version back and compares it with the trained head on validation rows: raw sample to answer on one side,
-/// cached features to answer on the other.
-fn check(dir: &Path, data: &DataSet, validation: &Set, fitted: &Fitted) -> Result<()> {
+/// Loads the version back and compares it with what was trained on validation rows: raw sample to answer on one side,
+/// `answers` of the trained weights on the other.
+fn check(dir: &Path, data: &DataSet, answers: &[Vec<f64>]) -> Result<()> {
     let version = Version::open(dir)?;
-    let n = validation.x.nrows().min(COMPARED);
-    let wanted = fitted.predict(&validation.x.select(Axis(0), &(0..n).collect::<Vec<usize>>()));
-    for (row, want) in data.part(Part::Validation).zip(&wanted) {
+    for (row, want) in data.part(Part::Validation).zip(answers) {
         let got = version.run(&prepare(version.pipeline(), row)?)?;
         let differs = got.len() != want.len()
             || got.iter().zip(want).any(|(g, w)| {
@@ -224,7 +290,7 @@ fn check(dir: &Path, data: &DataSet, validation: &Set, fitted: &Fitted) -> Resul
             return Err(WorkerError::bad(
                 EXPORT_MISMATCH,
                 format!(
-                    "{}: the written version answers {got:?}, the trained head {want:?}. This is a bug of the worker or of \
+                    "{}: the written version answers {got:?}, the trained one {want:?}. This is a bug of the worker or of \
                      the engine on this model; please report it with the base model",
                     row.key
                 ),
@@ -233,7 +299,7 @@ fn check(dir: &Path, data: &DataSet, validation: &Set, fitted: &Fitted) -> Resul
     }
     let samples = selftest::run(&version, dir, f32::INFINITY)?;
     tracing::info!(
-        compared = n,
+        compared = answers.len(),
         self_test_ms = samples.p95_ms,
         "the written version answers like the trained one"
     );
@@ -253,7 +319,18 @@ pub async fn run_with(registry: &Registry, job: Job, tracker: Tracker) -> Result
     let repository = job.spec.output.repository.clone();
     let (built, dir) = {
         let (dir, tracker) = (dir, tracker.clone());
-        blocking(move || Ok((build(&job, &fetched, &dir, &tracker)?.0, dir))).await?
+        // A claim outlives the pod; without one a new pod starts over.
+        let claim = PathBuf::from(names::WORK_DIR);
+        let work = if claim.is_dir() {
+            claim
+        } else {
+            scratch.path().join("checkpoints")
+        };
+        blocking(move || {
+            let built = build(&job, &fetched, &dir, &Checkpoints::under(&work), &tracker)?.0;
+            Ok((built, dir))
+        })
+        .await?
     };
     tracker.stage("push", 1);
     let digest = registry.push_candidate(&repository, &dir).await?;

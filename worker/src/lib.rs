@@ -3,6 +3,7 @@
 pub mod artifact;
 pub mod baseline;
 pub mod cli;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod engine;
@@ -28,5 +29,6 @@ pub mod sources;
 pub mod store;
 pub mod synthetic;
 pub mod train;
+pub mod tune;
 pub mod validate;
 pub mod version;

@@ -111,7 +111,7 @@ impl Lineage {
             features: features.0.to_owned(),
             feature_count: features.1,
             training: Training {
-                method: format!("{:?}", job.spec.train.method),
+                method: job.train.method.to_string(),
                 loss: format!("{:?}", job.train.loss),
                 optimizer: format!("{:?}", job.train.optimizer),
                 learning_rate: job.train.learning_rate,
@@ -131,7 +131,13 @@ impl Lineage {
     }
 }
 
-/// The vector extensions of this CPU.
+/// Environment variable that keeps the engine from using extensions of the CPU: their names with a minus in front, separated
+/// by commas.
+pub const ENV_ISA: &str = "TRACT_CPU_ISA";
+/// Its value for kernels that all machines with AVX2 and FMA have.
+pub const PORTABLE_ISA: &str = "-avx512f,-avx512vnni,-avx512fp16";
+
+/// The vector extensions of this CPU that the engine uses.
 pub fn cpu_features() -> Vec<String> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -142,8 +148,10 @@ pub fn cpu_features() -> Vec<String> {
             ("avx512f", std::is_x86_feature_detected!("avx512f")),
             ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
         ];
+        let off = std::env::var(ENV_ISA).unwrap_or_default();
+        let unused = |name: &str| off.split(',').any(|o| o.trim().strip_prefix('-') == Some(name));
         all.iter()
-            .filter(|(_, on)| *on)
+            .filter(|(name, on)| *on && !unused(name))
             .map(|(name, _)| (*name).to_owned())
             .collect()
     }

@@ -4,7 +4,7 @@
 use crate::artifact::pack;
 use crate::config::Job;
 use crate::error::{INVALID_JOB, Result, WorkerError};
-use crate::finetune::{Fetched, blocking, build, fetch};
+use crate::finetune::{Checkpoints, Fetched, blocking, build, fetch};
 use crate::gates::Verdict;
 use crate::progress::Tracker;
 use crate::validate::{Candidate, evaluate};
@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub const VERSION: &str = "version";
 /// Folder of the report under `--out`.
 pub const REPORT: &str = "report";
+/// Folder of the checkpoints under `--out`, there while a training is not done: started again, it goes on.
+pub const CHECKPOINTS: &str = "checkpoints";
 
 /// What a local run made.
 #[derive(Clone, Debug)]
@@ -37,13 +39,34 @@ pub async fn run(job: Job, out: &Path, program: Option<PathBuf>, tracker: Tracke
     let scratch = tempfile::tempdir_in(out).map_err(|e| WorkerError::io("making", out, &e))?;
     let fetched = fetch(&job, scratch.path(), true, true, &tracker).await?;
     let (out, work) = (out.to_owned(), tracker.clone());
-    let result = blocking(move || make(&job, &fetched, &out, program.as_deref(), &work)).await;
+    let result = blocking(move || {
+        let folder = out.join(CHECKPOINTS);
+        let made = make(
+            &job,
+            &fetched,
+            &out,
+            program.as_deref(),
+            &Checkpoints::under(&folder),
+            &work,
+        );
+        // Empty once the training is done.
+        let _ = std::fs::remove_dir(&folder);
+        made
+    })
+    .await;
     tracker.finish();
     result
 }
 
 /// Makes version and report from files that are on this machine.
-fn make(job: &Job, fetched: &Fetched, out: &Path, program: Option<&Path>, tracker: &Tracker) -> Result<Local> {
+fn make(
+    job: &Job,
+    fetched: &Fetched,
+    out: &Path,
+    program: Option<&Path>,
+    checkpoints: &Checkpoints<'_>,
+    tracker: &Tracker,
+) -> Result<Local> {
     let (version, report) = (out.join(VERSION), out.join(REPORT));
     for folder in [&version, &report] {
         if folder.exists() {
@@ -58,7 +81,7 @@ fn make(job: &Job, fetched: &Fetched, out: &Path, program: Option<&Path>, tracke
     let scratch = tempfile::tempdir_in(out).map_err(|e| WorkerError::io("making", out, &e))?;
     let draft = scratch.path().join("draft");
     std::fs::create_dir_all(&draft).map_err(|e| WorkerError::io("making", &draft, &e))?;
-    let (built, data) = build(job, fetched, &draft, tracker)?;
+    let (built, data) = build(job, fetched, &draft, checkpoints, tracker)?;
     let digest = pack(&draft)?.digest();
     std::fs::rename(&draft, &version).map_err(|e| WorkerError::io("naming", &version, &e))?;
     let candidate = Candidate {

@@ -7,10 +7,11 @@ use fleetune_crds::outcome::{Code, Outcome};
 use fleetune_worker::cli::{self, Cli, Command};
 use fleetune_worker::config::Job;
 use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
+use fleetune_worker::lineage::{ENV_ISA, PORTABLE_ISA};
 use fleetune_worker::progress::{self, Tracker};
 use fleetune_worker::registry::Registry;
 use fleetune_worker::version::Version;
-use fleetune_worker::{export, finetune, inspect, local, node, publish, selftest, validate};
+use fleetune_worker::{compare, export, finetune, inspect, local, node, publish, selftest, validate};
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -27,14 +28,17 @@ fn main() -> ExitCode {
     // One provider for the whole process; a second call can only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
-        Command::Finetune(args) => match &args.out {
-            Some(out) => exit(block_on(run_local(&args, out))),
-            None => last_words(block_on(run_finetune(&args))),
+        Command::Finetune(args) => match (with_portable_kernels(&args), &args.out) {
+            (Err(error), None) => last_words(Err(error)),
+            (Err(error), Some(_)) => exit(Err(error)),
+            (Ok(job), Some(out)) => exit(block_on(run_local(job, out))),
+            (Ok(job), None) => last_words(block_on(run_finetune(job))),
         },
         Command::Validate(args) => last_words(block_on(run_validate(args))),
         Command::Publish(args) => last_words(block_on(run_publish(&args))),
         Command::Inspect(args) => exit(block_on(inspect::run(&args.target)).and_then(|text| print(text.trim_end()))),
         Command::Export(args) => exit(run_export(&args)),
+        Command::Compare(args) => exit(block_on(run_compare(args))),
         Command::Node(args) => exit(run_node(args)),
         Command::PrepareStore(args) => exit(fleetune_worker::prepare_store::run(&args.path, args.uid)),
         Command::Selftest(args) => exit(run_selftest(&args)),
@@ -106,15 +110,31 @@ fn code(code: Code) -> ExitCode {
     ExitCode::from(u8::try_from(code.exit()).unwrap_or(u8::MAX))
 }
 
-async fn run_local(args: &cli::Finetune, out: &Path) -> Result<()> {
+/// Reads the job. Where it asks for portable kernels this program is replaced by itself with the variable that pins them:
+/// the engine chooses its kernels once, when it is first used.
+fn with_portable_kernels(args: &cli::Finetune) -> Result<Job> {
+    use std::os::unix::process::CommandExt;
     let job = Job::read(&args.file)?;
+    let pinned = std::env::var(ENV_ISA).is_ok_and(|isa| isa == PORTABLE_ISA);
+    if !job.spec.train.portable_kernels || pinned || !cfg!(target_arch = "x86_64") {
+        return Ok(job);
+    }
+    let program =
+        std::env::current_exe().map_err(|e| WorkerError::io("finding", Path::new("this program's file"), &e))?;
+    let error = std::process::Command::new(&program)
+        .args(std::env::args_os().skip(1))
+        .env(ENV_ISA, PORTABLE_ISA)
+        .exec();
+    Err(WorkerError::io("starting", &program, &error))
+}
+
+async fn run_local(job: Job, out: &Path) -> Result<()> {
     let program = std::env::current_exe().ok();
     let made = local::run(job, out, program, Tracker::new(true)).await?;
     print(&made.text(out))
 }
 
-async fn run_finetune(args: &cli::Finetune) -> Result<Outcome> {
-    let job = Job::read(&args.file)?;
+async fn run_finetune(job: Job) -> Result<Outcome> {
     finetune::run(job, served()).await
 }
 
@@ -146,6 +166,12 @@ async fn run_publish(args: &cli::Publish) -> Result<Outcome> {
 fn run_export(args: &cli::Export) -> Result<()> {
     let bytes = export::run(&args.dir, &args.out)?;
     print(&format!("{}: {bytes} bytes", args.out.display()))
+}
+
+async fn run_compare(args: cli::Compare) -> Result<()> {
+    let job = Job::read(&args.file)?;
+    let comparison = compare::run(job, args.versions).await?;
+    print(&serde_json::to_string_pretty(&comparison).unwrap_or_default())
 }
 
 fn run_node(args: cli::Node) -> Result<()> {

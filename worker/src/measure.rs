@@ -113,7 +113,7 @@ fn child(program: &Path, dir: &Path, isa: &str) -> std::result::Result<SelfTestR
     command.arg("--tolerance").arg("1000000");
     command.stdin(Stdio::null()).stderr(Stdio::null());
     if !isa.is_empty() {
-        command.env("TRACT_CPU_ISA", isa);
+        command.env(crate::lineage::ENV_ISA, isa);
     }
     let output = command.output().map_err(|e| e.to_string())?;
     if !output.status.success() {

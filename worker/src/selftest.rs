@@ -98,16 +98,19 @@ pub fn percentile(times: &mut [f64], q: f64) -> f64 {
 
 /// Peak resident memory of this process by the kernel's own account (`VmHWM`), in bytes; 0 where it does not say.
 pub fn peak_memory() -> u64 {
+    status("VmHWM:")
+}
+
+/// Resident memory of this process now, in bytes; 0 where the kernel does not say.
+pub fn resident_memory() -> u64 {
+    status("VmRSS:")
+}
+
+fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
         .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmHWM:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse::<u64>()
-                .ok()
-        })
+        .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
         .map_or(0, |kib| kib * 1024)
 }
 

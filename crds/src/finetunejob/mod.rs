@@ -1,23 +1,29 @@
 //! FineTuneJob: a bounded piece of work from a base model and a data set to a published version, or a reason why not.
 //! One file for each part of the spec, and one for the status.
 
+mod augmentation;
 mod dataset;
 mod evaluation;
 mod head;
 mod input;
+mod method;
 mod model;
 mod optimizer;
 mod output;
+mod schedule;
 mod status;
 mod train;
 
+pub use augmentation::*;
 pub use dataset::*;
 pub use evaluation::*;
 pub use head::*;
 pub use input::*;
+pub use method::*;
 pub use model::*;
 pub use optimizer::*;
 pub use output::*;
+pub use schedule::*;
 pub use status::*;
 pub use train::*;
 
@@ -58,8 +64,9 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.input.image) != has(self.input.sensor)").message("input: name exactly one of image and sensor"))]
-#[x_kube(validation = Rule::new("self.task != 'Regression' || !has(self.train) || !has(self.train.loss) || self.train.loss == 'MeanSquaredError'").message("train.loss: a Regression takes MeanSquaredError"))]
-#[x_kube(validation = Rule::new("self.task != 'Classification' || !has(self.train) || !has(self.train.loss) || self.train.loss != 'MeanSquaredError'").message("train.loss: a Classification takes CrossEntropy or BinaryCrossEntropy"))]
+#[x_kube(validation = Rule::new("!has(self.train) || !has(self.train.loss) || (self.train.loss in ['MeanSquaredError', 'MeanAbsoluteError', 'Huber']) == (self.task == 'Regression')").message("train.loss: a Classification takes CrossEntropy or BinaryCrossEntropy, a Regression MeanSquaredError, MeanAbsoluteError or Huber"))]
+#[x_kube(validation = Rule::new("!has(self.train) || !has(self.train.labelSmoothing) || self.task == 'Classification'").message("train.labelSmoothing: only a Classification takes it"))]
+#[x_kube(validation = Rule::new("!has(self.train) || !has(self.train.augmentation) || ((!has(self.train.augmentation.image) || has(self.input.image)) && (!has(self.train.augmentation.sensor) || has(self.input.sensor)))").message("train.augmentation: image goes with input.image, sensor with input.sensor"))]
 #[x_kube(validation = Rule::new("!has(self.evaluation) || !has(self.evaluation.gates) || self.evaluation.gates.all(g, (g.metric in ['mse','mae','r2']) == (self.task == 'Regression'))").message("evaluation.gates: mse, mae and r2 belong to Regression, all other metrics to Classification"))]
 pub struct FineTuneJobSpec {
     /// Name of the model, a DNS label. With the namespace it is the model's identity: versions and rollouts refer to it.

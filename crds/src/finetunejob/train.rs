@@ -1,6 +1,7 @@
 //! `train`: which weights move, what training makes small, and when it ends.
 
-use super::{Head, Optimizer};
+use super::{Augmentation, Head, LastLayers, Lora, Method, Optimizer, Schedule};
+use crate::common::Decimal;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,23 +9,49 @@ use serde::{Deserialize, Serialize};
 /// How to train.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(has(self.method) && self.method == 'LastLayers') == has(self.lastLayers)").message("train.lastLayers: method LastLayers needs it, no other method takes it"))]
+#[x_kube(validation = Rule::new("!has(self.lora) || (has(self.method) && self.method == 'Lora')").message("train.lora: only method Lora takes it"))]
+#[x_kube(validation = Rule::new("!has(self.labelSmoothing) || !has(self.loss) || self.loss == 'CrossEntropy'").message("train.labelSmoothing: only the loss CrossEntropy takes it"))]
+#[x_kube(validation = Rule::new("!has(self.huberDelta) || (has(self.loss) && self.loss == 'Huber')").message("train.huberDelta: only the loss Huber takes it"))]
+#[x_kube(validation = Rule::new("!has(self.augmentation) || has(self.augmentation.copies) || (has(self.method) && self.method in ['Full', 'Lora'])").message("train.augmentation.copies: methods Head and LastLayers run the frozen part once, so they need the number of variants that are kept"))]
 pub struct Train {
     /// Which weights move. Default: Head.
     #[serde(default)]
     pub method: Method,
+    /// Of method LastLayers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_layers: Option<LastLayers>,
+    /// Of method Lora. Default: rank 8 on all layers that can be adapted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// The head that is put on the features.
     #[serde(default)]
     pub head: Head,
     /// Default: CrossEntropy for a Classification, MeanSquaredError for a Regression.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
+    /// Of the loss Huber: where it turns from a square to a line, in standard deviations of the target. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{1,3}(\.[0-9]{1,9})?$"))]
+    pub huber_delta: Option<Decimal>,
+    /// Of the loss CrossEntropy: share of the truth that is spread evenly over all classes, from 0 to below 1. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^0(\.[0-9]{1,6})?$"))]
+    pub label_smoothing: Option<Decimal>,
     /// The optimizer and its parameters.
     #[serde(default)]
     pub optimizer: Optimizer,
-    /// Most passes over the training rows. Default: 100.
-    #[serde(default = "default_epochs")]
+    /// How the learning rate moves. Default: Constant for Head, else Cosine with a warm-up of 10%.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
+    /// Largest norm of all gradients of a step together; larger ones are scaled down to it. Default: none for Head, else 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{1,6}(\.[0-9]{1,9})?$"))]
+    pub clip_norm: Option<Decimal>,
+    /// Most passes over the training rows. Default: 100 for Head, else 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
-    pub epochs: u32,
+    pub epochs: Option<u32>,
     /// Rows in a step. Default: 32.
     #[serde(default = "default_batch")]
     #[schemars(range(min = 1, max = 65_536))]
@@ -39,10 +66,13 @@ pub struct Train {
     /// Default: None.
     #[serde(default)]
     pub class_weights: ClassWeights,
-}
-
-fn default_epochs() -> u32 {
-    100
+    /// Variants of the training rows. Default: none. Validation and test rows always stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
+    /// Keeps to the kernels that all x86 machines with AVX2 and FMA have, so that the same job ends in the same bytes on any
+    /// of them; slower on those that have AVX-512. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable_kernels: bool,
 }
 
 fn default_batch() -> u32 {
@@ -53,24 +83,24 @@ impl Default for Train {
     fn default() -> Self {
         Self {
             method: Method::Head,
+            last_layers: None,
+            lora: None,
             head: Head::default(),
             loss: None,
+            huber_delta: None,
+            label_smoothing: None,
             optimizer: Optimizer::default(),
-            epochs: default_epochs(),
+            schedule: None,
+            clip_norm: None,
+            epochs: None,
             batch_size: default_batch(),
             early_stopping: EarlyStopping::default(),
             seed: 0,
             class_weights: ClassWeights::None,
+            augmentation: None,
+            portable_kernels: false,
         }
     }
-}
-
-/// Which weights move.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Method {
-    /// Only a new head; the base model is frozen and runs over the data once.
-    #[default]
-    Head,
 }
 
 /// What training makes small.
@@ -83,6 +113,17 @@ pub enum Loss {
     BinaryCrossEntropy,
     /// Mean of squared differences, on standardised targets.
     MeanSquaredError,
+    /// Mean of absolute differences, on standardised targets.
+    MeanAbsoluteError,
+    /// A square near the target and a line far from it (Huber 1964), on standardised targets.
+    Huber,
+}
+
+impl Loss {
+    /// Whether it belongs to a Regression.
+    pub fn is_of_values(self) -> bool {
+        matches!(self, Self::MeanSquaredError | Self::MeanAbsoluteError | Self::Huber)
+    }
 }
 
 /// When training ends early. The weights of the best epoch are kept in any case.

@@ -154,15 +154,7 @@ fn pod(want: &Validated, step: WorkerStep, facts: &Facts, config: &HubConfig) ->
     if step == WorkerStep::Publish {
         mounts.secret("key", &folder(names::KEY_FILE), &want.key_secret, "key.pem", "key.pem");
     } else {
-        for (index, claim) in want.claims.iter().enumerate() {
-            let path = format!("{}/{claim}", names::CLAIMS_DIR);
-            mounts.add(&format!("claim-{index}"), &path, true, |volume| {
-                volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
-                    claim_name: claim.clone(),
-                    read_only: Some(true),
-                });
-            });
-        }
+        data_claims(&mut mounts, want, step);
     }
     let worker = &want.spec.worker;
     let shared = step != WorkerStep::Publish;
@@ -221,6 +213,33 @@ fn pod(want: &Validated, step: WorkerStep, facts: &Facts, config: &HubConfig) ->
         }],
         volumes: Some(mounts.volumes),
         ..PodSpec::default()
+    }
+}
+
+/// Claims with data, which are read, and in `finetune` the one for checkpoints, which is written.
+fn data_claims(mounts: &mut Mounts, want: &Validated, step: WorkerStep) {
+    for (index, claim) in want.claims.iter().enumerate() {
+        let path = format!("{}/{claim}", names::CLAIMS_DIR);
+        mounts.add(&format!("claim-{index}"), &path, true, |volume| {
+            volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.clone(),
+                read_only: Some(true),
+            });
+        });
+    }
+    if let Some(claim) = want
+        .spec
+        .worker
+        .volume_claim
+        .as_ref()
+        .filter(|_| step == WorkerStep::Finetune)
+    {
+        mounts.add("work", names::WORK_DIR, false, |volume| {
+            volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.clone(),
+                read_only: None,
+            });
+        });
     }
 }
 

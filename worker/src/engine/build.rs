@@ -11,10 +11,11 @@ use fleetune_crds::{Activation, Input};
 use pb::attribute_proto::AttributeType;
 use pb::tensor_proto::DataType;
 use prost::Message;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Names of tensors of the head begin with this: they are tuned.
-const HEAD: &str = "head/";
+pub(super) const HEAD: &str = "head/";
 /// Names of tensors of the steps before the backbone begin with this.
 const STEPS: &str = "steps/";
 /// Weights begin at multiples of this in their file.
@@ -165,12 +166,9 @@ pub fn full_model(
         from = linear;
         if !last {
             let active = format!("head/{i}/active");
-            let operator = match head.activation {
-                Activation::Relu => "Relu",
-                Activation::Sigmoid => "Sigmoid",
-                Activation::Tanh => "Tanh",
-            };
-            graph.node.push(node(operator, &[&from], &active, vec![]));
+            graph
+                .node
+                .push(node(operator(head.activation), &[&from], &active, vec![]));
             from = active;
         }
     }
@@ -187,8 +185,17 @@ pub fn full_model(
     Ok(model(backbone, graph))
 }
 
+/// The operator of a function between layers.
+pub(super) fn operator(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Relu => "Relu",
+        Activation::Sigmoid => "Sigmoid",
+        Activation::Tanh => "Tanh",
+    }
+}
+
 /// The input, the steps, and the backbone.
-fn before(backbone: &Backbone, input: &Input, tensor: &TensorSpec) -> Result<pb::GraphProto> {
+pub(super) fn before(backbone: &Backbone, input: &Input, tensor: &TensorSpec) -> Result<pb::GraphProto> {
     let mut graph = pb::GraphProto {
         name: "fleetune".to_owned(),
         ..Default::default()
@@ -237,7 +244,7 @@ fn before(backbone: &Backbone, input: &Input, tensor: &TensorSpec) -> Result<pb:
     Ok(graph)
 }
 
-fn model(backbone: &Backbone, graph: pb::GraphProto) -> pb::ModelProto {
+pub(super) fn model(backbone: &Backbone, graph: pb::GraphProto) -> pb::ModelProto {
     pb::ModelProto {
         ir_version: backbone.ir_version.max(IR_VERSION),
         opset_import: backbone.opset.clone(),
@@ -247,12 +254,13 @@ fn model(backbone: &Backbone, graph: pb::GraphProto) -> pb::ModelProto {
     }
 }
 
-/// Writes a version's graph into `dir`: frozen weights, tuned weights, and the graph that points to them.
-pub fn write(dir: &Path, mut model: pb::ModelProto) -> Result<()> {
+/// Writes a version's graph into `dir`: frozen weights, tuned weights, and the graph that points to them. Tuned are the
+/// head and the tensors that `tuned_names` names.
+pub fn write(dir: &Path, mut model: pb::ModelProto, tuned_names: &BTreeSet<String>) -> Result<()> {
     let graph = model.graph.get_or_insert_default();
     let (mut backbone, mut tuned) = (Vec::new(), Vec::new());
     for tensor in &mut graph.initializer {
-        if tensor.name.starts_with(HEAD) {
+        if tensor.name.starts_with(HEAD) || tuned_names.contains(&tensor.name) {
             outside(tensor, &mut tuned, TUNED);
         } else if !tensor.name.starts_with(STEPS) && is_float(tensor) && tensor.raw_data.len() >= MIN_EXTERNAL {
             outside(tensor, &mut backbone, BACKBONE);
@@ -331,7 +339,7 @@ pub(crate) fn floats(name: &str, shape: &[usize], values: &[f32]) -> pb::TensorP
     }
 }
 
-fn ints(name: &str, values: &[i64]) -> pb::TensorProto {
+pub(super) fn ints(name: &str, values: &[i64]) -> pb::TensorProto {
     pb::TensorProto {
         name: name.to_owned(),
         dims: vec![i64::try_from(values.len()).unwrap_or(-1)],

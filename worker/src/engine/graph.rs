@@ -23,7 +23,8 @@ impl Graph {
     /// Opens the graph of the version in `dir`, whose tensors may lie in the version's two weight files only.
     pub fn open(dir: &Path, input: &TensorSpec, output: &TensorSpec) -> Result<Self> {
         let bytes = read_bounded(&dir.join(MODEL), MAX_GRAPH_BYTES)?;
-        let model = parse_model(&bytes, &external_files(dir, &[BACKBONE, TUNED])?)?;
+        let mut model = parse_model(&bytes, &external_files(dir, &[BACKBONE, TUNED])?)?;
+        super::fold::fold(&mut model, dir)?;
         let folder = dir
             .to_str()
             .ok_or_else(|| WorkerError::bad(INVALID_VERSION, "the version's folder has a name that is not UTF-8"))?;
@@ -53,13 +54,7 @@ impl Graph {
         input: &TensorSpec,
         isa: Option<Isa>,
     ) -> Result<Self> {
-        let typed = type_model(model, folder, input)
-            .and_then(|typed| match isa {
-                Some(isa) => rewrite(&typed, isa).map_err(|e| refused(model, &e)),
-                None => Ok(typed),
-            })?
-            .into_optimized()
-            .map_err(|e| refused(model, &e))?;
+        let typed = ready(model, folder, input, isa)?;
         let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
         let outputs = fact.shape.as_concrete().map_or(0, |shape| shape.iter().product());
         let plan = typed.into_runnable().map_err(|e| refused(model, &e))?;
@@ -79,20 +74,51 @@ impl Graph {
 
     /// Runs one sample.
     pub fn run(&self, prepared: &Prepared) -> Result<Vec<f32>> {
-        let shape = prepared.shape();
-        let tensor = match prepared {
-            Prepared::Pixels { data, .. } => Tensor::from_shape(&shape, data),
-            Prepared::Window { data, .. } => Tensor::from_shape(&shape, data),
-        };
-        let failed = |e: TractError| WorkerError::bad(UNSUPPORTED_OPERATOR, format!("running the model: {e:#}"));
-        let result = self
-            .plan
-            .run(tvec![tensor.map_err(failed)?.into_tvalue()])
-            .map_err(failed)?;
-        let output = result[0].cast_to::<f32>().map_err(failed)?;
+        let given = prepared_tensors(prepared)?.into_iter().map(IntoTValue::into_tvalue);
+        let result = self.plan.run(given.collect()).map_err(failed_run)?;
+        let output = result[0].cast_to::<f32>().map_err(failed_run)?;
         let view = output.view();
-        view.as_slice::<f32>().map(<[f32]>::to_vec).map_err(failed)
+        view.as_slice::<f32>().map(<[f32]>::to_vec).map_err(failed_run)
     }
+}
+
+/// A sample as the graph takes it.
+pub(super) fn prepared_tensors(prepared: &Prepared) -> Result<Vec<Tensor>> {
+    let shape = prepared.shape();
+    let tensor = match prepared {
+        Prepared::Pixels { data, .. } => Tensor::from_shape(&shape, data),
+        Prepared::Window { data, .. } => Tensor::from_shape(&shape, data),
+    };
+    Ok(vec![tensor.map_err(failed_run)?])
+}
+
+/// A plan of a part of a graph for one sample, with all of the part's outputs.
+pub(super) fn plan(model: &pb::ModelProto, tensors: &[TensorSpec]) -> Result<Arc<TypedRunnableModel>> {
+    let [tensor] = tensors else {
+        return Err(WorkerError::bad(
+            crate::error::INTERNAL,
+            format!("the frozen part takes {} inputs", tensors.len()),
+        ));
+    };
+    let typed = ready(model, None, tensor, Some(Isa::native()))?;
+    typed.into_runnable().map_err(|e| refused(model, &e))
+}
+
+/// Types `model`, puts the convolution kernels of `isa` into it, or leaves tract's own, and makes it fast.
+fn ready(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec, isa: Option<Isa>) -> Result<TypedModel> {
+    type_model(model, folder, input)
+        .and_then(|typed| match isa {
+            Some(isa) => rewrite(&typed, isa).map_err(|e| refused(model, &e)),
+            None => Ok(typed),
+        })?
+        .into_optimized()
+        .map_err(|e| refused(model, &e))
+}
+
+/// The engine could not run a plan.
+#[allow(clippy::needless_pass_by_value)] // It stands behind `map_err`.
+pub(super) fn failed_run(error: TractError) -> WorkerError {
+    WorkerError::bad(UNSUPPORTED_OPERATOR, format!("running the model: {error:#}"))
 }
 
 fn type_model(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) -> Result<TypedModel> {

@@ -4,11 +4,16 @@
 pub mod base;
 pub mod build;
 mod check;
+mod fold;
 mod graph;
 mod names;
+mod refusal;
+pub mod step;
+pub mod tunable;
 
 pub use base::{Backbone, Base};
 pub use check::{MAX_GRAPH_BYTES, external, external_files, parse_model};
+pub use fold::inside;
 pub use graph::{Graph, knows};
 /// ONNX as protocol buffer messages.
 pub use tract_onnx::pb;

@@ -75,6 +75,151 @@ pub fn window_model() -> pb::ModelProto {
     )
 }
 
+/// Pictures of 16x16 pixels: two convolutions with a residual connection, mean over pixels, then an old head of 2 that a
+/// cut drops. Four layers with a depthwise one among them.
+pub fn conv_model() -> pb::ModelProto {
+    let small = |n: usize| noise(n).iter().map(|v| v * 0.3).collect::<Vec<f32>>();
+    let ints = |name: &str, values: &[i64]| pb::AttributeProto {
+        name: name.to_owned(),
+        r#type: pb::attribute_proto::AttributeType::Ints as i32,
+        ints: values.to_vec(),
+        ..Default::default()
+    };
+    let pads = || ints("pads", &[1, 1, 1, 1]);
+    model(
+        &[-1, 3, -1, -1],
+        vec![
+            node(
+                "Conv",
+                &["x", "one/w", "one/b"],
+                "one",
+                vec![pads(), ints("strides", &[2, 2])],
+            ),
+            node("Relu", &["one"], "one/relu", vec![]),
+            node("Conv", &["one/relu", "deep/w"], "deep", vec![pads(), int("group", 6)]),
+            node("Relu", &["deep"], "deep/relu", vec![]),
+            node("Conv", &["deep/relu", "two/w", "two/b"], "two", vec![]),
+            node("Add", &["one/relu", "two"], "sum", vec![]),
+            node("Conv", &["sum", "three/w", "three/b"], "three", vec![]),
+            node("Relu", &["three"], "three/relu", vec![]),
+            node("GlobalAveragePool", &["three/relu"], "pool", vec![]),
+            node("Flatten", &["pool"], "flat", vec![int("axis", 1)]),
+            node("Gemm", &["flat", "old/w", "old/b"], "logits", vec![int("transB", 1)]),
+        ],
+        vec![
+            floats("one/w", &[6, 3, 3, 3], &small(162)),
+            floats("one/b", &[6], &small(6)),
+            floats("deep/w", &[6, 1, 3, 3], &small(54)),
+            floats("two/w", &[6, 6, 1, 1], &small(36)),
+            floats("two/b", &[6], &small(6)),
+            floats("three/w", &[12, 6, 1, 1], &small(72)),
+            floats("three/b", &[12], &small(12)),
+            floats("old/w", &[2, 12], &small(24)),
+            floats("old/b", &[2], &small(2)),
+        ],
+        "logits",
+    )
+}
+
+/// Windows of 2 channels and 8 samples as a sequence of 8 tokens: projection to 16, one block of self-attention with its
+/// norm, and a feed-forward net with a residual connection, mean over tokens; then an old head of 3 that a cut drops.
+pub fn attention_model() -> pb::ModelProto {
+    let small = |n: usize, seed: usize| {
+        (0..n)
+            .map(|i| (((i + seed) * 7919 + 13) % 101) as f32 / 250.0 - 0.2)
+            .collect::<Vec<f32>>()
+    };
+    let perm = |values: &[i64]| pb::AttributeProto {
+        name: "perm".to_owned(),
+        r#type: pb::attribute_proto::AttributeType::Ints as i32,
+        ints: values.to_vec(),
+        ..Default::default()
+    };
+    let axes = |values: &[i64]| pb::AttributeProto {
+        name: "axes".to_owned(),
+        ..perm(values)
+    };
+    let dense = |from: &str, name: &str, to: &str| {
+        [
+            node(
+                "MatMul",
+                &[from, &format!("{name}/w")],
+                &format!("{name}/product"),
+                vec![],
+            ),
+            node("Add", &[&format!("{name}/product"), &format!("{name}/b")], to, vec![]),
+        ]
+    };
+    let mut nodes = vec![node("Transpose", &["x"], "tokens", vec![perm(&[0, 2, 1])])];
+    nodes.extend(dense("tokens", "embed", "embedded"));
+    for part in ["query", "key", "value"] {
+        nodes.extend(dense("embedded", part, part));
+    }
+    nodes.extend([
+        node("Transpose", &["key"], "key/t", vec![perm(&[0, 2, 1])]),
+        node("MatMul", &["query", "key/t"], "scores", vec![]),
+        node("Div", &["scores", "four"], "scaled", vec![]),
+        node("Softmax", &["scaled"], "attention", vec![int("axis", -1)]),
+        node("MatMul", &["attention", "value"], "mixed", vec![]),
+        node("Add", &["embedded", "mixed"], "residual", vec![]),
+        node(
+            "ReduceMean",
+            &["residual"],
+            "mean",
+            vec![axes(&[-1]), int("keepdims", 1)],
+        ),
+        node("Sub", &["residual", "mean"], "centred", vec![]),
+        node("Mul", &["centred", "centred"], "squares", vec![]),
+        node(
+            "ReduceMean",
+            &["squares"],
+            "variance",
+            vec![axes(&[-1]), int("keepdims", 1)],
+        ),
+        node("Add", &["variance", "epsilon"], "variance/e", vec![]),
+        node("Sqrt", &["variance/e"], "deviation", vec![]),
+        node("Div", &["centred", "deviation"], "normed", vec![]),
+        node("Mul", &["normed", "norm/scale"], "norm/scaled", vec![]),
+        node("Add", &["norm/scaled", "norm/shift"], "norm", vec![]),
+    ]);
+    nodes.extend(dense("norm", "up", "wide"));
+    nodes.push(node("Tanh", &["wide"], "active", vec![]));
+    nodes.extend(dense("active", "down", "narrow"));
+    nodes.extend([
+        node("Add", &["norm", "narrow"], "block", vec![]),
+        node("ReduceMean", &["block"], "pooled", vec![axes(&[1]), int("keepdims", 0)]),
+        node("MatMul", &["pooled", "old"], "logits", vec![]),
+    ]);
+    let mut weights = Vec::new();
+    for (i, (name, inputs, outputs)) in [
+        ("embed", 2, 16),
+        ("query", 16, 16),
+        ("key", 16, 16),
+        ("value", 16, 16),
+        ("up", 16, 32),
+        ("down", 32, 16),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        weights.push(floats(
+            &format!("{name}/w"),
+            &[inputs, outputs],
+            &small(inputs * outputs, i * 17),
+        ));
+        weights.push(floats(&format!("{name}/b"), &[outputs], &small(outputs, i * 31)));
+    }
+    weights.extend([
+        floats("four", &[], &[4.0]),
+        floats("epsilon", &[], &[1e-5]),
+        // Ones and zeros: an engine that simplifies would delete them.
+        floats("norm/scale", &[16], &[1.0; 16]),
+        floats("norm/shift", &[16], &[0.0; 16]),
+        floats("old", &[16, 3], &small(48, 5)),
+    ]);
+    model(&[-1, 2, 8], nodes, weights, "logits")
+}
+
 /// A model's bytes and their SHA-256.
 pub fn encoded(model: &pb::ModelProto) -> (Vec<u8>, String) {
     use sha2::Digest;

@@ -248,6 +248,7 @@ fn written(dir: &Path, classes: usize) -> Pipeline {
     write(
         dir,
         full_model(&backbone, &input, &pipeline.input, &pipeline.output, &head).unwrap(),
+        &std::collections::BTreeSet::new(),
     )
     .unwrap();
     pipeline

@@ -88,7 +88,17 @@ fn run_on(threads: usize, files: &Files, out: &str) -> Result<Local> {
             true,
             &Tracker::new(false),
         ));
-        let end = fetched.and_then(|fetched| make(&job, &fetched, &out, None, &Tracker::new(false)));
+        let end = fetched.and_then(|fetched| {
+            let folder = out.join(CHECKPOINTS);
+            make(
+                &job,
+                &fetched,
+                &out,
+                None,
+                &Checkpoints::under(&folder),
+                &Tracker::new(false),
+            )
+        });
         sender.send(end).unwrap();
     });
     receiver.recv().unwrap()

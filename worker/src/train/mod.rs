@@ -11,8 +11,9 @@ pub mod scale;
 use crate::config::TrainRule;
 use crate::engine::build::{Head, Last, Layer};
 use crate::error::{Result, TRAINING_DIVERGED, WorkerError};
-use fleetune_crds::{ClassWeights, Loss, Metric};
-use ndarray::{Array2, Axis};
+use crate::progress::Tracker;
+use fleetune_crds::{Activation, ClassWeights, Loss, Metric};
+use ndarray::{Array1, Array2, Axis};
 use net::Net;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -68,6 +69,37 @@ pub struct Epoch {
     pub validation_loss: f64,
     /// The objective on the validation rows.
     pub objective: f64,
+    /// Learning rate of its last step; 0 where none was taken.
+    #[serde(default)]
+    pub learning_rate: f64,
+    /// Mean over its steps of the norm of all gradients together, before clipping.
+    #[serde(default)]
+    pub gradient_norm: f64,
+}
+
+impl Epoch {
+    /// Tells log and tracker of it.
+    pub fn tell(&self, objective: Metric, samples_per_second: Option<f64>, tracker: &Tracker) {
+        tracker.metric("train.loss", self.train_loss);
+        tracker.metric("train.learningRate", self.learning_rate);
+        tracker.metric("train.gradientNorm", self.gradient_norm);
+        tracker.metric("validation.loss", self.validation_loss);
+        tracker.metric(&format!("validation.{}", objective.name()), self.objective);
+        if let Some(rate) = samples_per_second {
+            tracker.metric("train.samplesPerSecond", rate);
+        }
+        tracing::info!(
+            epoch = self.epoch,
+            train_loss = self.train_loss,
+            validation_loss = self.validation_loss,
+            objective = self.objective,
+            metric = objective.name(),
+            learning_rate = self.learning_rate,
+            gradient_norm = self.gradient_norm,
+            samples_per_second,
+            "epoch"
+        );
+    }
 }
 
 /// A trained head.
@@ -100,18 +132,20 @@ pub fn fit(
     let z_validation = scale.apply(&validation.x);
     let weights = row_weights(&train.y, outputs, rule.class_weights);
     let mut net = Net::new(train.x.ncols(), &rule.layers, outputs, rule.activation, rule.seed);
-    let mut optimizer = optim::State::new(rule, &net);
-    let mut fitted: Option<(Net, u32, f64, f64)> = None;
+    let mut optimizer = optim::State::new(rule, &net, z.nrows().div_ceil(rule.batch_size));
+    let mut best: Best<Net> = Best::default();
     let mut history = Vec::new();
     for epoch in 1..=rule.epochs {
-        let train_loss = one_epoch(rule, epoch, &z, &train.y, &target, &weights, &mut net, &mut optimizer);
-        let (validation_loss, predicted) = evaluate(&net, rule.loss, &z_validation, &validation.y, &target);
+        let (train_loss, moved) = one_epoch(rule, epoch, &z, &train.y, &target, &weights, &mut net, &mut optimizer);
+        let (validation_loss, predicted) = evaluate(&net, rule, &z_validation, &validation.y, &target);
         let value = metrics::objective(objective, &predicted, &validation.y, outputs);
         let entry = Epoch {
             epoch,
             train_loss,
             validation_loss,
             objective: value,
+            learning_rate: moved.learning_rate,
+            gradient_norm: moved.gradient_norm,
         };
         if !train_loss.is_finite() || !validation_loss.is_finite() {
             return Err(WorkerError::bad(
@@ -120,37 +154,60 @@ pub fn fit(
             ));
         }
         on_epoch(&entry);
+        best.offer(objective, &entry, || net.clone());
         history.push(entry);
-        let better = fitted.as_ref().is_none_or(|(_, _, best, best_loss)| {
-            let gain = if objective.larger_is_better() {
-                value - best
-            } else {
-                best - value
-            };
-            // Among equals the lower loss is the better epoch: small validation sets have few different scores.
-            gain > 0.0 || (gain == 0.0 && validation_loss < *best_loss)
-        });
-        if better {
-            fitted = Some((net.clone(), epoch, value, validation_loss));
-        }
-        if fitted
-            .as_ref()
-            .is_some_and(|(_, best, ..)| epoch - best >= rule.patience)
-        {
+        if best.is_over(epoch, rule.patience) {
             break;
         }
     }
-    let (net, best_epoch, best_objective, _) =
-        fitted.ok_or_else(|| WorkerError::bad(TRAINING_DIVERGED, "no epoch was trained"))?;
+    let Some((net, kept)) = best.0 else {
+        return Err(WorkerError::bad(TRAINING_DIVERGED, "no epoch was trained"));
+    };
     Ok(Fitted {
         scale,
         target,
         net,
         loss: rule.loss,
         history,
-        best_epoch,
-        best_objective,
+        best_epoch: kept.epoch,
+        best_objective: kept.objective,
     })
+}
+
+/// The best epoch so far, with what it left.
+#[derive(Clone, Debug)]
+pub struct Best<T>(pub Option<(T, Epoch)>);
+
+impl<T> Default for Best<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Best<T> {
+    /// Takes an epoch if it is better than the best. Among equals the lower loss is the better epoch: small validation
+    /// sets have few different scores. Whether it was taken.
+    pub fn offer(&mut self, objective: Metric, entry: &Epoch, kept: impl FnOnce() -> T) -> bool {
+        let better = self.0.as_ref().is_none_or(|(_, best)| {
+            let gain = if objective.larger_is_better() {
+                entry.objective - best.objective
+            } else {
+                best.objective - entry.objective
+            };
+            gain > 0.0 || (gain == 0.0 && entry.validation_loss < best.validation_loss)
+        });
+        if better {
+            self.0 = Some((kept(), entry.clone()));
+        }
+        better
+    }
+
+    /// Whether the last `patience` epochs brought nothing better.
+    pub fn is_over(&self, epoch: u32, patience: u32) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|(_, best)| epoch.saturating_sub(best.epoch) >= patience)
+    }
 }
 
 #[allow(clippy::too_many_arguments)] // One step of `fit`, apart for reading only.
@@ -163,42 +220,50 @@ fn one_epoch(
     weights: &[f64],
     net: &mut Net,
     optimizer: &mut optim::State,
-) -> f64 {
+) -> (f64, optim::Moved) {
     let order = shuffled(z.nrows(), rule.seed, epoch);
     let mut total = 0.0;
+    let mut moved = optim::Moved {
+        learning_rate: 0.0,
+        gradient_norm: 0.0,
+    };
+    let steps = order.chunks(rule.batch_size).len().max(1) as f64;
     for (step, rows) in order.chunks(rule.batch_size).enumerate() {
         let x = z.select(Axis(0), rows).mapv(f64::from);
         let mut noise = net::Dropout::new(rule.dropout, rule.seed, epoch, step);
         let (logits, trace) = net.forward(&x, Some(&mut noise));
         let picked: Vec<f64> = rows.iter().map(|r| weights[*r]).collect();
-        let (loss, gradient) = loss::of_rows(rule.loss, &logits, y, rows, &picked, target);
+        let (loss, gradient) = loss::of_rows(rule, &logits, y, rows, &picked, target);
         total += loss * rows.len() as f64;
         let gradients = net.backward(&trace, gradient);
-        optimizer.step(net, &gradients);
+        let step_moved = optimizer.step(net, &gradients);
+        moved.learning_rate = step_moved.learning_rate;
+        moved.gradient_norm += step_moved.gradient_norm / steps;
     }
-    total / z.nrows() as f64
+    (total / z.nrows() as f64, moved)
 }
 
-fn evaluate(net: &Net, kind: Loss, z: &Array2<f32>, y: &Targets, target: &TargetScale) -> (f64, Vec<Vec<f64>>) {
+fn evaluate(net: &Net, rule: &TrainRule, z: &Array2<f32>, y: &Targets, target: &TargetScale) -> (f64, Vec<Vec<f64>>) {
     let mut total = 0.0;
     let mut predicted = Vec::with_capacity(z.nrows());
     let all: Vec<usize> = (0..z.nrows()).collect();
     for rows in all.chunks(EVAL_ROWS) {
         let x = z.select(Axis(0), rows).mapv(f64::from);
         let (logits, _) = net.forward(&x, None);
-        let (loss, _) = loss::of_rows(kind, &logits, y, rows, &vec![1.0; rows.len()], target);
+        let (loss, _) = loss::of_rows(rule, &logits, y, rows, &vec![1.0; rows.len()], target);
         total += loss * rows.len() as f64;
         predicted.extend(
             logits
                 .rows()
                 .into_iter()
-                .map(|row| loss::answer(kind, &row.to_vec(), target)),
+                .map(|row| loss::answer(rule.loss, &row.to_vec(), target)),
         );
     }
     (total / z.nrows() as f64, predicted)
 }
 
-fn row_weights(y: &Targets, outputs: usize, kind: ClassWeights) -> Vec<f64> {
+/// How much each row counts in the loss.
+pub fn row_weights(y: &Targets, outputs: usize, kind: ClassWeights) -> Vec<f64> {
     let Targets::Classes(classes) = y else {
         return vec![1.0; y.len()];
     };
@@ -255,45 +320,89 @@ impl Fitted {
 
     /// The head in single precision, with the scaling of features and target folded into its first and last layer.
     pub fn head(&self) -> Result<Head> {
-        let count = self.net.layers.len();
+        self.parts().head()
+    }
+
+    /// The epoch whose weights are kept.
+    pub fn best(&self) -> Result<Epoch> {
+        let best = self.history.iter().find(|e| e.epoch == self.best_epoch);
+        best.cloned()
+            .ok_or_else(|| WorkerError::bad(TRAINING_DIVERGED, "no epoch was trained"))
+    }
+
+    /// What it is made of, with nothing folded.
+    pub fn parts(&self) -> Parts {
+        Parts {
+            scale: self.scale.clone(),
+            target: self.target.clone(),
+            layers: self.net.layers.clone(),
+            activation: self.net.activation,
+            loss: self.loss,
+        }
+    }
+}
+
+/// A head and the scaling on both of its sides.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// In front of the first layer.
+    pub scale: Scale,
+    /// Behind the last layer, of a Regression.
+    pub target: TargetScale,
+    /// The layers, on standardised features and for a standardised target.
+    pub layers: Vec<net::Linear>,
+    /// Between the layers.
+    pub activation: Activation,
+    /// What was made small.
+    pub loss: Loss,
+}
+
+impl Parts {
+    /// The head in single precision, with the scaling of features and target folded into its first and last layer.
+    pub fn head(&self) -> Result<Head> {
+        let count = self.layers.len();
         let mut layers = Vec::with_capacity(count);
-        for (i, layer) in self.net.layers.iter().enumerate() {
+        for (i, layer) in self.layers.iter().enumerate() {
             let mut weights = layer.w.clone();
             let mut bias = layer.b.clone();
             if i == 0 {
                 weights *= &self.scale.factor.view().insert_axis(Axis(0));
             }
-            if i + 1 == count && self.loss == Loss::MeanSquaredError {
+            if i + 1 == count && self.loss.is_of_values() {
                 weights *= self.target.std;
                 bias = bias * self.target.std + self.target.mean;
             }
-            let single = |v: &f64| *v as f32;
-            let (weights, bias): (Vec<f32>, Vec<f32>) =
-                (weights.iter().map(single).collect(), bias.iter().map(single).collect());
-            if weights.iter().chain(&bias).any(|v| !v.is_finite()) {
-                return Err(WorkerError::bad(
-                    TRAINING_DIVERGED,
-                    "the trained weights are not finite in single precision: lower the learning rate",
-                ));
-            }
-            layers.push(Layer {
-                inputs: layer.w.ncols(),
-                outputs: layer.w.nrows(),
-                weights,
-                bias,
-            });
+            layers.push(single(&weights, &bias)?);
         }
         Ok(Head {
             mean: self.scale.mean.to_vec(),
             layers,
-            activation: self.net.activation,
+            activation: self.activation,
             last: match self.loss {
                 Loss::CrossEntropy => Last::Softmax,
                 Loss::BinaryCrossEntropy => Last::Sigmoid,
-                Loss::MeanSquaredError => Last::Nothing,
+                Loss::MeanSquaredError | Loss::MeanAbsoluteError | Loss::Huber => Last::Nothing,
             },
         })
     }
+}
+
+/// A layer in single precision.
+pub fn single(weights: &Array2<f64>, bias: &Array1<f64>) -> Result<Layer> {
+    let single = |v: &f64| *v as f32;
+    let layer = Layer {
+        inputs: weights.ncols(),
+        outputs: weights.nrows(),
+        weights: weights.iter().map(single).collect(),
+        bias: bias.iter().map(single).collect(),
+    };
+    if layer.weights.iter().chain(&layer.bias).all(|v| v.is_finite()) {
+        return Ok(layer);
+    }
+    Err(WorkerError::bad(
+        TRAINING_DIVERGED,
+        "the trained weights are not finite in single precision: lower the learning rate",
+    ))
 }
 
 /// Rows of equal length as a matrix.

@@ -1,8 +1,11 @@
-//! Optimizers: SGD with momentum, Adam, AdamW. The L2 penalty is on weights only, never on biases. Pure.
+//! Optimizers: SGD with momentum, Adam, AdamW. The L2 penalty is on weights only, never on biases. Gradients are clipped
+//! by their norm, and the learning rate follows the schedule. Pure.
 
 use super::net::{Linear, Net};
 use crate::config::TrainRule;
 use fleetune_crds::OptimizerName;
+use fleetune_gradient::clip;
+use fleetune_gradient::schedule::Schedule;
 use ndarray::{Array, Dimension, Zip};
 
 /// Decay of Adam's mean of gradients (Kingma and Ba 2015).
@@ -15,17 +18,19 @@ const EPSILON: f64 = 1e-8;
 /// What an optimizer remembers.
 pub struct State {
     kind: OptimizerName,
-    learning_rate: f64,
+    schedule: Schedule,
     momentum: f64,
+    nesterov: bool,
     weight_decay: f64,
+    clip: Option<f64>,
     steps: i32,
     first: Vec<Linear>,
     second: Vec<Linear>,
 }
 
 impl State {
-    /// A fresh state for `net`.
-    pub fn new(rule: &TrainRule, net: &Net) -> Self {
+    /// A fresh state for `net`, for epochs of `steps` steps.
+    pub fn new(rule: &TrainRule, net: &Net, steps: usize) -> Self {
         let zeros = || {
             net.layers
                 .iter()
@@ -37,9 +42,11 @@ impl State {
         };
         Self {
             kind: rule.optimizer,
-            learning_rate: rule.learning_rate,
+            schedule: rule.schedule.over(rule.learning_rate, rule.epochs, steps as u64),
             momentum: rule.momentum,
+            nesterov: rule.nesterov,
             weight_decay: rule.weight_decay,
+            clip: rule.clip_norm,
             steps: 0,
             first: zeros(),
             second: zeros(),
@@ -47,13 +54,23 @@ impl State {
     }
 
     /// Moves the weights of `net` by one step.
-    pub fn step(&mut self, net: &mut Net, gradients: &[Linear]) {
+    pub fn step(&mut self, net: &mut Net, gradients: &[Linear]) -> Moved {
+        let learning_rate = self.schedule.at(u64::from(self.steps.unsigned_abs()));
         self.steps = self.steps.saturating_add(1);
+        let squares: f64 = gradients
+            .iter()
+            .flat_map(|g| g.w.iter().chain(&g.b))
+            .map(|v| v * v)
+            .sum();
+        let gradient_norm = squares.sqrt();
+        let scale = clip::factor(gradient_norm, self.clip);
         for (i, (layer, gradient)) in net.layers.iter_mut().zip(gradients).enumerate() {
             let one = Step {
                 kind: self.kind,
-                rate: self.learning_rate,
+                rate: learning_rate,
+                scale,
                 momentum: self.momentum,
+                nesterov: self.nesterov,
                 correction1: 1.0 - BETA1.powi(self.steps),
                 correction2: 1.0 - BETA2.powi(self.steps),
             };
@@ -67,13 +84,28 @@ impl State {
             );
             one.apply(&mut layer.b, &gradient.b, &mut first.b, &mut second.b, 0.0);
         }
+        Moved {
+            learning_rate,
+            gradient_norm,
+        }
     }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moved {
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Norm of all gradients together, before clipping.
+    pub gradient_norm: f64,
 }
 
 struct Step {
     kind: OptimizerName,
     rate: f64,
+    scale: f64,
     momentum: f64,
+    nesterov: bool,
     correction1: f64,
     correction2: f64,
 }
@@ -91,18 +123,22 @@ impl Step {
             .and(gradient)
             .and(first)
             .and(second)
-            .for_each(|w, g, m, v| match self.kind {
-                OptimizerName::Sgd => {
-                    *m = self.momentum * *m + (g + decay * *w);
-                    *w -= self.rate * *m;
-                }
-                OptimizerName::Adam => {
-                    let g = g + decay * *w;
-                    *w -= self.rate * self.adam(g, m, v);
-                }
-                OptimizerName::AdamW => {
-                    *w -= self.rate * decay * *w;
-                    *w -= self.rate * self.adam(*g, m, v);
+            .for_each(|w, g, m, v| {
+                let g = g * self.scale;
+                match self.kind {
+                    OptimizerName::Sgd => {
+                        let g = g + decay * *w;
+                        *m = self.momentum * *m + g;
+                        *w -= self.rate * if self.nesterov { g + self.momentum * *m } else { *m };
+                    }
+                    OptimizerName::Adam => {
+                        let g = g + decay * *w;
+                        *w -= self.rate * self.adam(g, m, v);
+                    }
+                    OptimizerName::AdamW => {
+                        *w -= self.rate * decay * *w;
+                        *w -= self.rate * self.adam(g, m, v);
+                    }
                 }
             });
     }

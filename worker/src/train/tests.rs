@@ -7,19 +7,13 @@ use ndarray::array;
 
 fn rule() -> TrainRule {
     TrainRule {
-        layers: Vec::new(),
-        activation: Activation::Relu,
-        dropout: 0.0,
-        loss: Loss::CrossEntropy,
         optimizer: OptimizerName::Sgd,
         learning_rate: 0.1,
-        momentum: 0.9,
         weight_decay: 0.0,
         epochs: 50,
         batch_size: 16,
         patience: 50,
-        seed: 3,
-        class_weights: ClassWeights::None,
+        ..TrainRule::linear(Loss::CrossEntropy, 3)
     }
 }
 
@@ -31,10 +25,22 @@ fn no_scale() -> TargetScale {
 #[test]
 fn gradients_are_slopes() {
     let x = array![[0.3, -1.2, 0.7], [1.1, 0.4, -0.6]];
-    let cases = [
-        (Loss::CrossEntropy, Targets::Classes(vec![1, 0]), 2),
-        (Loss::BinaryCrossEntropy, Targets::Classes(vec![1, 0]), 2),
-        (Loss::MeanSquaredError, Targets::Values(vec![0.3, -2.0]), 1),
+    let smooth = loss::Kind {
+        smoothing: 0.2,
+        ..Loss::CrossEntropy.into()
+    };
+    // Close to one target, far from the other: both sides of Huber's bend.
+    let bent = loss::Kind {
+        delta: 0.7,
+        ..Loss::Huber.into()
+    };
+    let cases: [(loss::Kind, Targets, usize); 6] = [
+        (Loss::CrossEntropy.into(), Targets::Classes(vec![1, 0]), 2),
+        (smooth, Targets::Classes(vec![1, 0]), 2),
+        (Loss::BinaryCrossEntropy.into(), Targets::Classes(vec![1, 0]), 2),
+        (Loss::MeanSquaredError.into(), Targets::Values(vec![0.3, -2.0]), 1),
+        (Loss::MeanAbsoluteError.into(), Targets::Values(vec![0.3, -2.0]), 1),
+        (bent, Targets::Values(vec![0.3, -5.0]), 1),
     ];
     for (kind, y, outputs) in cases {
         for activation in [Activation::Relu, Activation::Sigmoid, Activation::Tanh] {
@@ -103,25 +109,37 @@ fn losses_by_hand_and_without_overflow() {
         ),
         f64::midpoint(1000.0, 2f64.ln()),
     );
-    near(
-        one(Loss::MeanSquaredError, array![[3.0]], Targets::Values(vec![1.0])),
-        4.0,
-    );
+    for (kind, want) in [
+        (Loss::MeanSquaredError, 4.0),
+        (Loss::MeanAbsoluteError, 2.0),
+        (Loss::Huber, 1.5),
+    ] {
+        near(one(kind, array![[3.0]], Targets::Values(vec![1.0])), want);
+    }
+    // A tenth is spread over both classes: 0.95 (ln 2 - 0) each way at equal logits, and more where the net is sure.
+    let smooth = loss::Kind {
+        smoothing: 0.1,
+        ..Loss::CrossEntropy.into()
+    };
+    let of =
+        |logits: Array2<f64>| loss::of_rows(smooth, &logits, &Targets::Classes(vec![0]), &[0], &[1.0], &no_scale()).0;
+    near(of(array![[0.0, 0.0]]), 2f64.ln());
+    near(of(array![[1000.0, 0.0]]), 50.0);
 }
 
 /// Two steps on one weight of 1 and one bias of 1 with gradients 0.5 and 0.2.
 #[test]
 fn optimizers_take_the_steps_of_their_papers() {
-    let run = |optimizer, weight_decay| {
-        let rule = TrainRule {
-            optimizer,
-            weight_decay,
-            ..rule()
-        };
+    let with = |optimizer, weight_decay| TrainRule {
+        optimizer,
+        weight_decay,
+        ..rule()
+    };
+    let run_by = |rule: TrainRule| {
         let mut net = Net::new(1, &[], 1, Activation::Relu, 0);
         net.layers[0].w.fill(1.0);
         net.layers[0].b.fill(1.0);
-        let mut state = optim::State::new(&rule, &net);
+        let mut state = optim::State::new(&rule, &net, 1);
         for g in [0.5, 0.2] {
             let gradient = net::Linear {
                 w: array![[g]],
@@ -131,6 +149,7 @@ fn optimizers_take_the_steps_of_their_papers() {
         }
         (net.layers[0].w[[0, 0]], net.layers[0].b[0])
     };
+    let run = |optimizer, weight_decay| run_by(with(optimizer, weight_decay));
     let near = |got: (f64, f64), want: (f64, f64)| {
         assert!(
             (got.0 - want.0).abs() < 1e-7 && (got.1 - want.1).abs() < 1e-7,
@@ -144,6 +163,21 @@ fn optimizers_take_the_steps_of_their_papers() {
         run(OptimizerName::Sgd, 0.1),
         (w1 - 0.1 * (0.9 * 0.6 + 0.2 + 0.1 * w1), 1.0 - 0.05 - 0.065),
     );
+    // Nesterov: 0.5 + 0.9 * 0.5, then 0.2 + 0.9 * 0.65.
+    let ahead = TrainRule {
+        nesterov: true,
+        ..with(OptimizerName::Sgd, 0.0)
+    };
+    let w2 = 1.0 - 0.1 * 0.95 - 0.1 * 0.785;
+    near(run_by(ahead), (w2, w2));
+    // Gradients of norm 0.5 √2 and 0.2 √2 are scaled down to 0.1: each of the two numbers is 0.1 / √2.
+    let clipped = TrainRule {
+        clip_norm: Some(0.1),
+        momentum: 0.0,
+        ..with(OptimizerName::Sgd, 0.0)
+    };
+    let w2 = 1.0 - 0.1 * 2.0 * 0.1 / 2f64.sqrt();
+    near(run_by(clipped), (w2, w2));
     // Adam: the first step is the rate itself; the second has m = (0.9 * 0.05 + 0.02) / 0.19 and
     // v = (0.999 * 0.00025 + 0.00004) / 0.001999.
     let second = (0.065 / 0.19) / (0.000_289_75f64 / 0.001_999).sqrt();
@@ -227,12 +261,12 @@ fn a_linear_head_does_not_lose_to_scikit_learn() {
         let (scale, target) = (Scale::of(&train.x), no_scale());
         let z = scale.apply(&train.x);
         let mut net = Net::new(8, &[], 4, Activation::Relu, rule.seed);
-        let mut state = optim::State::new(&rule, &net);
+        let mut state = optim::State::new(&rule, &net, 1);
         for epoch in 1..=rule.epochs {
             one_epoch(&rule, epoch, &z, &train.y, &target, &[1.0; 500], &mut net, &mut state);
         }
         for (set, name) in [(&train, "trainAccuracy"), (&test, "testAccuracy")] {
-            let (_, answers) = evaluate(&net, rule.loss, &scale.apply(&set.x), &set.y, &target);
+            let (_, answers) = evaluate(&net, &rule, &scale.apply(&set.x), &set.y, &target);
             let (got, want) = (
                 metrics::objective(Metric::Accuracy, &answers, &set.y, 4),
                 case[name].as_f64().unwrap(),

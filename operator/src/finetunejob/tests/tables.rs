@@ -11,7 +11,7 @@ use crate::runtime::Wake;
 use crate::testing::builders::{finetune_job, hub_config};
 use fleetune_crds::common::Digest;
 use fleetune_crds::outcome::{Code, Outcome, Progress};
-use fleetune_crds::{FineTuneJob, FineTuneJobStatus};
+use fleetune_crds::{FineTuneJob, FineTuneJobStatus, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -37,6 +37,31 @@ fn facts() -> Facts {
         passed: Some(true),
         signature: Some(Digest::of(b"signature")),
     }
+}
+
+#[test]
+fn checkpoints_go_to_the_claim_that_the_spec_names() {
+    let want = want(|job| job.spec.worker.volume_claim = Some("work".into()));
+    let claim = |step| {
+        let pod = build::job(&want, step, &facts(), &hub_config())
+            .spec
+            .unwrap()
+            .template
+            .spec
+            .unwrap();
+        let volume = pod.volumes.unwrap().into_iter().find(|v| v.name == "work")?;
+        let mount = pod.containers[0]
+            .volume_mounts
+            .clone()
+            .unwrap()
+            .into_iter()
+            .find(|m| m.name == "work");
+        Some((volume.persistent_volume_claim.unwrap().claim_name, mount.unwrap()))
+    };
+    let (name, mount) = claim(WorkerStep::Finetune).unwrap();
+    assert_eq!((name.as_str(), mount.mount_path.as_str()), ("work", names::WORK_DIR));
+    assert_eq!(mount.read_only, None, "checkpoints are written");
+    assert!(claim(WorkerStep::Validate).is_none() && claim(WorkerStep::Publish).is_none());
 }
 
 #[test]

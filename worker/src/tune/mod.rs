@@ -1,0 +1,481 @@
+//! Trains deeper than the head: the head that was trained on frozen features first, then all weights that the method moves,
+//! from there (LP-FT, Kumar et al. 2022: a random head would spoil the features that it is put on). Epoch 0 is that head,
+//! so the kept epoch is never worse on the validation rows than method Head.
+//!
+//! What is frozen runs once where its results fit into memory. A step is cut into [`SHARDS`] shards at most, whose
+//! gradients are summed in order; their number depends on the batch alone, so threads and memory change no bit.
+
+pub mod checkpoint;
+mod memory;
+mod rows;
+mod vary;
+
+use crate::config::{Job, MethodRule, TrainRule};
+use crate::data::{DataSet, Part};
+use crate::engine::base::Backbone;
+use crate::engine::step::{Frozen, Step, split};
+use crate::engine::tunable::Tunable;
+use crate::error::{INVALID_JOB, Result, TRAINING_DIVERGED, UNSUPPORTED_OPERATOR, WorkerError};
+use crate::features::targets;
+use crate::pipeline::{Pipeline, TensorSpec};
+use crate::progress::Tracker;
+use crate::train::{Best, Epoch, Fitted, Parts, Targets, loss, metrics, row_weights};
+use checkpoint::{Notes, Store};
+use fleetune_crds::{Loss, OptimizerName};
+use fleetune_gradient::optim::{Adam, Rule};
+use fleetune_gradient::params::Param;
+use fleetune_gradient::trainer::{self, Gradient, Gradients, Plan, Shard, StepError, Trainer};
+use ndarray::Array2;
+use rayon::prelude::*;
+use rows::Rows;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+pub use vary::vary;
+
+/// Most shards of a step.
+const SHARDS: usize = 8;
+/// Layers that are tried when an error says how many could be trained.
+const MAX_TRIED: usize = 32;
+/// Time between two checkpoints.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// What a training needs beside the job.
+pub struct Setup<'a> {
+    /// The job.
+    pub job: &'a Job,
+    /// The base model up to the features.
+    pub backbone: &'a Backbone,
+    /// How samples are prepared.
+    pub pipeline: &'a Pipeline,
+    /// The samples.
+    pub data: &'a DataSet,
+    /// Number of outputs.
+    pub outputs: usize,
+    /// Folder of the checkpoints.
+    pub work: &'a std::path::Path,
+    /// Time between two checkpoints.
+    pub every: Duration,
+    /// Asked after each step with its number: false ends the training as if the pod was told to stop.
+    pub go_on: &'a (dyn Fn(u64) -> bool + Sync),
+    /// Where progress is told.
+    pub tracker: &'a Tracker,
+}
+
+/// What came of it.
+pub struct Tuned {
+    /// The base model's part with the weights of the best epoch.
+    pub backbone: Backbone,
+    /// The head of the best epoch.
+    pub head: Parts,
+    /// Names of the tensors of the base model's part that moved.
+    pub moved: BTreeSet<String>,
+    /// All epochs, from 0, the head alone.
+    pub history: Vec<Epoch>,
+    /// The best one.
+    pub best: Epoch,
+    /// Answers for validation rows by the weights of the best epoch.
+    pub answers: Vec<Vec<f64>>,
+}
+
+/// Trains from the head `first`; `compared` answers are given.
+pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned> {
+    let Setup { job, data, tracker, .. } = *setup;
+    let rule = &job.train;
+    let tunable = tunable(setup, first, rule).map_err(|e| with_methods(setup, first, e))?;
+    let (frozen, step) = ready(setup, &tunable).map_err(|e| with_methods(setup, first, e))?;
+    if rule.augment.is_some_and(|a| a.copies.is_none()) && frozen.has_weights() {
+        return Err(WorkerError::bad(
+            INVALID_JOB,
+            "spec.train.augmentation.copies: the method freezes a part of the base model, which runs once, so it needs the \
+             number of variants of each row that are kept",
+        ));
+    }
+    let params = tunable.params()?;
+    let part = |part| data.part(part).collect::<Vec<_>>();
+    let mut train = Rows::new(&frozen, setup.pipeline, part(Part::Train), rule.augment, rule.seed);
+    let mut validation = Rows::new(&frozen, setup.pipeline, part(Part::Validation), None, rule.seed);
+    let plan = plan(setup, &step, &params, [&train, &validation])?;
+    if plan.keep {
+        tracker.stage("features", (train.len() + validation.len()) as u64);
+        train.keep(tracker)?;
+        validation.keep(tracker)?;
+    }
+    let y = targets(&train.rows)?;
+    let run = Run {
+        setup,
+        step: &step,
+        wanted: wanted(rule, &y, setup.outputs, &first.parts()),
+        weights: row_weights(&y, setup.outputs, rule.class_weights),
+        y: targets(&validation.rows)?,
+        head: first.parts(),
+        train,
+        validation,
+    };
+    let (params, history, best) = run.train(&tunable, params, first, plan.at_once)?;
+    let (backbone, head, moved) = tunable.with(&params)?;
+    Ok(Tuned {
+        answers: run.answers(&params, compared)?,
+        backbone,
+        head,
+        moved: moved.into_iter().collect(),
+        history,
+        best,
+    })
+}
+
+/// Both parts of the model. One that only takes a single sample is trained a sample at a time.
+fn ready(setup: &Setup<'_>, tunable: &Tunable) -> Result<(Frozen, Step)> {
+    let rule = &setup.job.train;
+    let of = |shard| {
+        split(
+            tunable,
+            tensors(setup.pipeline),
+            gradient_loss(rule),
+            shard,
+            (rule.dropout, rule.seed),
+        )
+    };
+    let shard = shard(rule.batch_size);
+    let error = match of(shard) {
+        Err(error) if shard > 1 => error,
+        result => return result,
+    };
+    let ready = of(1).map_err(|_| error.clone())?;
+    tracing::warn!(cause = error.message(), "the model takes one sample at a time");
+    Ok(ready)
+}
+
+/// How many of the last layers could be trained.
+fn most_layers(setup: &Setup<'_>, first: &Fitted) -> usize {
+    let mut found = (0, 0);
+    for count in 1..=MAX_TRIED {
+        let rule = TrainRule {
+            method: MethodRule::LastLayers(count),
+            ..setup.job.train.clone()
+        };
+        let Ok(tunable) = tunable(setup, first, &rule) else {
+            break;
+        };
+        let more = tunable.trained.len() > found.1;
+        if !more || split(&tunable, tensors(setup.pipeline), gradient_loss(&rule), 1, (0.0, 0)).is_err() {
+            break;
+        }
+        found = (count, tunable.trained.len());
+    }
+    found.0
+}
+
+fn tunable(setup: &Setup<'_>, first: &Fitted, rule: &TrainRule) -> Result<Tunable> {
+    let input = &setup.job.spec.input;
+    Tunable::of(setup.backbone, input, &setup.pipeline.input, first.parts(), rule)
+}
+
+/// What a sample is given to the graph as.
+fn tensors(pipeline: &Pipeline) -> &[TensorSpec] {
+    std::slice::from_ref(&pipeline.input)
+}
+
+/// An error with the methods that would work, where an operator is in the way.
+fn with_methods(setup: &Setup<'_>, first: &Fitted, error: WorkerError) -> WorkerError {
+    if error.reason() != UNSUPPORTED_OPERATOR {
+        return error;
+    }
+    let works = match most_layers(setup, first) {
+        0 => "Head".to_owned(),
+        n => format!("Head, and LastLayers with a lastLayers.count of at most {n}"),
+    };
+    WorkerError::bad(
+        UNSUPPORTED_OPERATOR,
+        format!("{}; methods that work with this base model: {works}", error.message()),
+    )
+}
+
+/// Rows of a shard: by the batch alone.
+fn shard(batch: usize) -> usize {
+    batch.div_ceil(SHARDS)
+}
+
+fn plan(setup: &Setup<'_>, step: &Step, params: &[Param], rows: [&Rows<'_>; 2]) -> Result<memory::Plan> {
+    let [train, validation] = rows;
+    let kept = if train.can_be_kept() {
+        Some(train.row_bytes()? * (train.len() + validation.len()) as u64)
+    } else {
+        None
+    };
+    let parts = memory::Parts {
+        step: step.memory(),
+        weights: params.iter().map(|p| p.values().len() as u64 * 4).sum(),
+        moments: optimizer(&setup.job.train).moments() as u64,
+        rows: kept,
+    };
+    let budget = memory::budget(setup.job);
+    let shards = setup.job.train.batch_size.div_ceil(step.samples());
+    let plan = memory::plan(&parts, budget, rayon::current_num_threads().min(shards))?;
+    let weights: usize = params.iter().map(|p| p.values().len()).sum();
+    tracing::info!(
+        weights,
+        tensors = params.len(),
+        step_bytes = parts.step.peak,
+        rows_bytes = kept,
+        needed_bytes = plan.needed,
+        budget_bytes = budget,
+        shards_at_once = plan.at_once,
+        rows_kept = plan.keep,
+        "memory planned"
+    );
+    Ok(plan)
+}
+
+fn gradient_loss(rule: &TrainRule) -> fleetune_gradient::Loss {
+    use fleetune_gradient::Loss as L;
+    match rule.loss {
+        Loss::CrossEntropy => L::CrossEntropy,
+        Loss::BinaryCrossEntropy => L::BinaryCrossEntropy,
+        Loss::MeanSquaredError => L::MeanSquaredError,
+        Loss::MeanAbsoluteError => L::MeanAbsoluteError,
+        Loss::Huber => L::Huber {
+            delta: rule.huber_delta as f32,
+        },
+    }
+}
+
+fn optimizer(rule: &TrainRule) -> Rule {
+    let adam = Adam {
+        weight_decay: rule.weight_decay,
+        ..Adam::default()
+    };
+    match rule.optimizer {
+        OptimizerName::Sgd => Rule::Sgd {
+            momentum: rule.momentum,
+            nesterov: rule.nesterov,
+            weight_decay: rule.weight_decay,
+        },
+        OptimizerName::Adam => Rule::Adam(adam),
+        OptimizerName::AdamW => Rule::AdamW(adam),
+    }
+}
+
+/// What the loss wants of each training row: a distribution over the classes, or a standardised value.
+fn wanted(rule: &TrainRule, y: &Targets, outputs: usize, head: &Parts) -> Vec<Vec<f32>> {
+    let even = rule.label_smoothing / outputs as f64;
+    let truth = |hit: bool| (even + (1.0 - rule.label_smoothing) * f64::from(u8::from(hit))) as f32;
+    match y {
+        Targets::Classes(classes) => classes
+            .iter()
+            .map(|class| (0..outputs).map(|i| truth(i == *class)).collect())
+            .collect(),
+        Targets::Values(values) => values
+            .iter()
+            .map(|v| vec![((v - head.target.mean) / head.target.std) as f32])
+            .collect(),
+    }
+}
+
+struct Run<'a> {
+    setup: &'a Setup<'a>,
+    step: &'a Step,
+    /// One row of values for each training sample.
+    wanted: Vec<Vec<f32>>,
+    /// How much each training sample counts.
+    weights: Vec<f64>,
+    /// The truth of the validation rows.
+    y: Targets,
+    head: Parts,
+    train: Rows<'a>,
+    validation: Rows<'a>,
+}
+
+impl Gradients for Run<'_> {
+    type Error = WorkerError;
+
+    fn of(&self, params: &[Param], shard: &Shard) -> Result<Gradient> {
+        let numbers = || shard.rows.iter().map(|r| *r as usize);
+        let rows = numbers()
+            .map(|n| self.train.get(n, shard.step))
+            .collect::<Result<Vec<_>>>()?;
+        let targets: Vec<&[f32]> = numbers()
+            .map(|n| self.wanted[self.train.sample(n)].as_slice())
+            .collect();
+        self.step.gradient(params, shard, &rows, &targets)
+    }
+}
+
+impl Run<'_> {
+    fn plan(&self, at_once: usize) -> Plan {
+        let rule = &self.setup.job.train;
+        let rows = self.train.len();
+        let steps = rows.div_ceil(rule.batch_size) as u64;
+        Plan {
+            rows: rows as u32,
+            batch: rule.batch_size as u32,
+            shard: self.step.samples() as u32,
+            at_once,
+            epochs: rule.epochs,
+            seed: rule.seed,
+            rule: optimizer(rule),
+            schedule: rule.schedule.over(rule.learning_rate, rule.epochs, steps),
+            clip: rule.clip_norm,
+            row_weights: (0..rows).map(|n| self.weights[self.train.sample(n)] as f32).collect(),
+        }
+    }
+
+    /// All epochs; the weights of the best one.
+    fn train(
+        &self,
+        tunable: &Tunable,
+        params: Vec<Param>,
+        first: &Fitted,
+        at_once: usize,
+    ) -> Result<(Vec<Param>, Vec<Epoch>, Epoch)> {
+        let Setup { job, tracker, .. } = *self.setup;
+        let store = Store::of(self.setup, tunable, self.step.samples())?;
+        let plan = self.plan(at_once);
+        let begun = params.clone();
+        let (mut trainer, mut notes, mut best) = match store.load(&plan, &params)? {
+            Some((trainer, notes, kept)) => {
+                tracing::info!(step = trainer.next_step(), "goes on from a checkpoint");
+                let best = Best(notes.best().map(|epoch| (kept.unwrap_or(begun), epoch)));
+                (trainer, notes, best)
+            }
+            None => {
+                let entry = Epoch {
+                    epoch: 0,
+                    train_loss: first.best()?.train_loss,
+                    learning_rate: 0.0,
+                    gradient_norm: 0.0,
+                    ..self.evaluate(&params)?
+                };
+                self.note(&entry, None);
+                let mut best = Best::default();
+                best.offer(job.objective, &entry, || params.clone());
+                let trainer = Trainer::new(plan, params)
+                    .map_err(|e| WorkerError::bad(crate::error::NOT_FINITE, e.to_string()))?;
+                (trainer, Notes::begin(entry), best)
+            }
+        };
+        tracker.stage("train", u64::from(job.train.epochs));
+        tracker.add(u64::from(trainer.epochs_done()));
+        let mut saved = Instant::now();
+        let mut since = Instant::now();
+        let mut seen = 0;
+        while !best.is_over(trainer.epochs_done(), job.train.patience) {
+            let Some(report) = trainer.step(self).map_err(diverged)? else {
+                break;
+            };
+            notes.add(&report);
+            seen += report.rows;
+            tracker.metric("train.loss", report.loss);
+            tracker.metric("train.learningRate", report.learning_rate);
+            tracker.metric("train.gradientNorm", report.gradient_norm);
+            if trainer.epoch_ended() {
+                let rate = f64::from(seen) / since.elapsed().as_secs_f64().max(f64::EPSILON);
+                let entry = notes.finish(trainer.epochs_done(), self.evaluate(trainer.params())?);
+                self.note(&entry, Some(rate));
+                best.offer(job.objective, &entry, || trainer.params().to_vec());
+                tracker.add(1);
+                (since, seen) = (Instant::now(), 0);
+            }
+            if saved.elapsed() >= self.setup.every {
+                store.save(&trainer, &notes, best.0.as_ref())?;
+                saved = Instant::now();
+            }
+            if !(self.setup.go_on)(report.step) {
+                return Err(WorkerError::transient("Terminated", "the training was told to stop"));
+            }
+        }
+        store.remove();
+        let (params, kept) = best
+            .0
+            .ok_or_else(|| WorkerError::bad(TRAINING_DIVERGED, "no epoch was trained"))?;
+        Ok((params, notes.history, kept))
+    }
+
+    /// Loss and objective on the validation rows.
+    fn evaluate(&self, params: &[Param]) -> Result<Epoch> {
+        let Setup { job, outputs, .. } = *self.setup;
+        let logits = self.logits(params, self.validation.len())?;
+        let flat: Vec<f64> = logits.iter().flatten().copied().collect();
+        let matrix = Array2::from_shape_vec((logits.len(), flat.len() / logits.len().max(1)), flat)
+            .map_err(|e| WorkerError::bad(crate::error::INTERNAL, format!("logits differ in length: {e}")))?;
+        let all: Vec<usize> = (0..logits.len()).collect();
+        let ones = vec![1.0; logits.len()];
+        let (validation_loss, _) = loss::of_rows(&job.train, &matrix, &self.y, &all, &ones, &self.head.target);
+        if !validation_loss.is_finite() {
+            return Err(WorkerError::bad(
+                TRAINING_DIVERGED,
+                "the loss on the validation rows is not finite: lower spec.train.optimizer.learningRate",
+            ));
+        }
+        Ok(Epoch {
+            epoch: 0,
+            train_loss: 0.0,
+            validation_loss,
+            objective: metrics::objective(job.objective, &self.named(&logits), &self.y, outputs),
+            learning_rate: 0.0,
+            gradient_norm: 0.0,
+        })
+    }
+
+    /// Answers for the first `count` validation rows.
+    fn answers(&self, params: &[Param], count: usize) -> Result<Vec<Vec<f64>>> {
+        Ok(self.named(&self.logits(params, count.min(self.validation.len()))?))
+    }
+
+    fn named(&self, logits: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        logits
+            .iter()
+            .map(|z| loss::answer(self.setup.job.train.loss, z, &self.head.target))
+            .collect()
+    }
+
+    fn logits(&self, params: &[Param], count: usize) -> Result<Vec<Vec<f64>>> {
+        let numbers: Vec<usize> = (0..count).collect();
+        let shards: Vec<Result<Vec<Vec<f32>>>> = numbers
+            .par_chunks(self.step.samples().max(1))
+            .map(|numbers| {
+                let rows = numbers
+                    .iter()
+                    .map(|n| self.validation.get(*n, 0))
+                    .collect::<Result<Vec<_>>>()?;
+                self.step.logits(params, &rows)
+            })
+            .collect();
+        let mut logits = Vec::with_capacity(count);
+        for shard in shards {
+            logits.extend(shard?.into_iter().map(|z| z.into_iter().map(f64::from).collect()));
+        }
+        Ok(logits)
+    }
+
+    fn note(&self, epoch: &Epoch, samples_per_second: Option<f64>) {
+        let Setup { job, tracker, .. } = *self.setup;
+        epoch.tell(job.objective, samples_per_second, tracker);
+    }
+}
+
+fn diverged(error: StepError<WorkerError>) -> WorkerError {
+    match error {
+        StepError::Gradients(error) => error,
+        StepError::Misfit { name } => WorkerError::bad(
+            crate::error::INTERNAL,
+            format!("the gradient of {name} has another shape than it"),
+        ),
+        error @ StepError::Diverged { .. } => {
+            let hint = match &error {
+                StepError::Diverged {
+                    bad: trainer::Bad::Weight(_),
+                    ..
+                } => "lower spec.train.optimizer.learningRate",
+                _ => "lower spec.train.optimizer.learningRate, or set spec.train.clipNorm",
+            };
+            WorkerError::bad(
+                TRAINING_DIVERGED,
+                format!("{error}: {hint}").replace(crate::engine::base::PREFIX, ""),
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

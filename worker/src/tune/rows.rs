@@ -1,0 +1,115 @@
+//! The rows at the border between the frozen part and the trained one: computed once and kept where they fit into memory,
+//! else computed anew whenever they are read. Both give the same values.
+
+use crate::config::AugmentRule;
+use crate::data;
+use crate::engine::step::{Frozen, Row};
+use crate::error::{NOT_FINITE, Result, WorkerError};
+use crate::features::prepare;
+use crate::pipeline::Pipeline;
+use crate::progress::Tracker;
+use crate::tune::vary::vary;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Where rows come from.
+pub struct Rows<'a> {
+    /// What makes them.
+    pub frozen: &'a Frozen,
+    /// How samples are prepared.
+    pub pipeline: &'a Pipeline,
+    /// The samples.
+    pub rows: Vec<&'a data::Row>,
+    /// How they vary; none for validation rows.
+    pub augment: Option<AugmentRule>,
+    /// Seed of the variants.
+    pub seed: u64,
+    kept: Option<Vec<Arc<Row>>>,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows that are computed whenever they are read.
+    pub fn new(
+        frozen: &'a Frozen,
+        pipeline: &'a Pipeline,
+        rows: Vec<&'a data::Row>,
+        augment: Option<AugmentRule>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            frozen,
+            pipeline,
+            rows,
+            augment,
+            seed,
+            kept: None,
+        }
+    }
+
+    /// Number of rows, kept variants included: variant c of row r is number c · rows + r, and variant 0 the row itself.
+    pub fn len(&self) -> usize {
+        self.rows.len() * (1 + self.augment.and_then(|a| a.copies).unwrap_or(0))
+    }
+
+    /// Whether a row is the same in every step, so that it can be kept.
+    pub fn can_be_kept(&self) -> bool {
+        self.augment.is_none_or(|a| a.copies.is_some())
+    }
+
+    /// The sample that row `number` is, or is a variant of.
+    pub fn sample(&self, number: usize) -> usize {
+        number % self.rows.len().max(1)
+    }
+
+    /// Computes all rows and keeps them.
+    pub fn keep(&mut self, tracker: &Tracker) -> Result<()> {
+        let kept: Vec<Result<Arc<Row>>> = (0..self.len())
+            .into_par_iter()
+            .map(|i| {
+                let row = self.compute(i, 0);
+                tracker.add(1);
+                row.map(Arc::new)
+            })
+            .collect();
+        self.kept = Some(kept.into_iter().collect::<Result<_>>()?);
+        Ok(())
+    }
+
+    /// Row `number` in step `step`.
+    pub fn get(&self, number: usize, step: u32) -> Result<Arc<Row>> {
+        match self.kept.as_ref().and_then(|kept| kept.get(number)) {
+            Some(row) => Ok(row.clone()),
+            None => self.compute(number, step).map(Arc::new),
+        }
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> Result<u64> {
+        if self.rows.is_empty() {
+            return Ok(0);
+        }
+        Ok(self.compute(0, 0)?.bytes())
+    }
+
+    fn compute(&self, number: usize, step: u32) -> Result<Row> {
+        let sample = self.sample(number);
+        let source = self.rows[sample];
+        let mut prepared = prepare(self.pipeline, source)?;
+        if let Some(rule) = &self.augment {
+            let copy = (number / self.rows.len()) as u32;
+            let place = if rule.copies.is_some() { copy } else { step };
+            // Kept rows have the sample itself as variant 0.
+            if rule.copies.is_none() || copy > 0 {
+                prepared = vary(rule, self.seed, place, sample as u32, prepared);
+            }
+        }
+        let row = self.frozen.row(&prepared)?;
+        if row.is_finite() {
+            return Ok(row);
+        }
+        Err(WorkerError::bad(
+            NOT_FINITE,
+            format!("{}: the base model gives values that are not finite", source.key),
+        ))
+    }
+}
