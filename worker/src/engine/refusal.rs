@@ -9,9 +9,9 @@ use fleetune_gradient::Refusal;
 use fleetune_gradient::params::ParamError;
 
 /// The error of a refusal, with the names that the base model has.
+#[allow(clippy::needless_pass_by_value)] // It stands behind `map_err`.
 pub fn refused(refusal: Refusal) -> WorkerError {
     let (reason, advice) = match &refusal {
-        Refusal::UnsupportedOperator { .. } => (UNSUPPORTED_OPERATOR, ""),
         Refusal::NothingToTrain(_) => (
             NOTHING_TO_TRAIN,
             ": use method Head, a larger lastLayers.count, or features that lie behind weights",
@@ -22,12 +22,15 @@ pub fn refused(refusal: Refusal) -> WorkerError {
         Refusal::NoAdapter { .. } => (LORA_NOT_POSSIBLE, ": leave it out of spec.train.lora.targets"),
         Refusal::OpenShape { .. } | Refusal::Shape { .. } => (INPUT_SHAPE, ""),
         Refusal::NoSuchTensor { .. } => (INTERNAL, ""),
-        Refusal::Unsound(_) | Refusal::Engine { .. } => (UNSUPPORTED_OPERATOR, ""),
+        Refusal::UnsupportedOperator { .. } | Refusal::Unsound(_) | Refusal::Engine { .. } => {
+            (UNSUPPORTED_OPERATOR, "")
+        }
     };
     WorkerError::bad(reason, format!("{refusal}{advice}").replace(PREFIX, ""))
 }
 
 /// The error of a tensor that can't be trained.
+#[allow(clippy::needless_pass_by_value)] // It stands behind `map_err`.
 pub fn misfit(error: ParamError) -> WorkerError {
     WorkerError::bad(INTERNAL, error.to_string())
 }

@@ -169,7 +169,7 @@ pub fn matrix(labels: &[String], rows: &[Vec<usize>]) -> String {
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             left - 6.0,
-            y + (cell + font) / 2.0 - 1.0,
+            y + f64::midpoint(cell, font) - 1.0,
             escape(&cut(label, MAX_LABEL))
         );
         for (answer, count) in row.iter().enumerate() {
@@ -189,7 +189,7 @@ pub fn matrix(labels: &[String], rows: &[Vec<usize>]) -> String {
                     svg,
                     "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\"{ink}>{count}</text>",
                     x + cell / 2.0,
-                    y + (cell + font) / 2.0 - 1.0
+                    y + f64::midpoint(cell, font) - 1.0
                 );
             }
         }

@@ -79,13 +79,13 @@ impl Notes {
     }
 
     /// Ends epoch `number`, whose validation gave `measured`.
-    pub fn finish(&mut self, number: u32, measured: Epoch) -> Epoch {
+    pub fn finish(&mut self, number: u32, measured: &Epoch) -> Epoch {
         let entry = Epoch {
             epoch: number,
             train_loss: self.loss / self.rows.max(1) as f64,
             learning_rate: self.learning_rate,
             gradient_norm: self.norm / self.steps.max(1) as f64,
-            ..measured
+            ..measured.clone()
         };
         (self.loss, self.norm, self.rows, self.steps) = (0.0, 0.0, 0, 0);
         self.history.push(entry.clone());

@@ -101,13 +101,13 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
         train.keep(tracker)?;
         validation.keep(tracker)?;
     }
-    let y = targets(&train.rows)?;
+    let y = targets(&train.samples)?;
     let run = Run {
         setup,
         step: &step,
         wanted: wanted(rule, &y, setup.outputs, &first.parts()),
         weights: row_weights(&y, setup.outputs, rule.class_weights),
-        y: targets(&validation.rows)?,
+        y: targets(&validation.samples)?,
         head: first.parts(),
         train,
         validation,
@@ -332,27 +332,24 @@ impl Run<'_> {
         let store = Store::of(self.setup, tunable, self.step.samples())?;
         let plan = self.plan(at_once);
         let begun = params.clone();
-        let (mut trainer, mut notes, mut best) = match store.load(&plan, &params)? {
-            Some((trainer, notes, kept)) => {
-                tracing::info!(step = trainer.next_step(), "goes on from a checkpoint");
-                let best = Best(notes.best().map(|epoch| (kept.unwrap_or(begun), epoch)));
-                (trainer, notes, best)
-            }
-            None => {
-                let entry = Epoch {
-                    epoch: 0,
-                    train_loss: first.best()?.train_loss,
-                    learning_rate: 0.0,
-                    gradient_norm: 0.0,
-                    ..self.evaluate(&params)?
-                };
-                self.note(&entry, None);
-                let mut best = Best::default();
-                best.offer(job.objective, &entry, || params.clone());
-                let trainer = Trainer::new(plan, params)
-                    .map_err(|e| WorkerError::bad(crate::error::NOT_FINITE, e.to_string()))?;
-                (trainer, Notes::begin(entry), best)
-            }
+        let (mut trainer, mut notes, mut best) = if let Some((trainer, notes, kept)) = store.load(&plan, &params)? {
+            tracing::info!(step = trainer.next_step(), "goes on from a checkpoint");
+            let best = Best(notes.best().map(|epoch| (kept.unwrap_or(begun), epoch)));
+            (trainer, notes, best)
+        } else {
+            let entry = Epoch {
+                epoch: 0,
+                train_loss: first.best()?.train_loss,
+                learning_rate: 0.0,
+                gradient_norm: 0.0,
+                ..self.evaluate(&params)?
+            };
+            self.note(&entry, None);
+            let mut best = Best::default();
+            best.offer(job.objective, &entry, || params.clone());
+            let trainer =
+                Trainer::new(plan, params).map_err(|e| WorkerError::bad(crate::error::NOT_FINITE, e.to_string()))?;
+            (trainer, Notes::begin(entry), best)
         };
         tracker.stage("train", u64::from(job.train.epochs));
         tracker.add(u64::from(trainer.epochs_done()));
@@ -370,7 +367,7 @@ impl Run<'_> {
             tracker.metric("train.gradientNorm", report.gradient_norm);
             if trainer.epoch_ended() {
                 let rate = f64::from(seen) / since.elapsed().as_secs_f64().max(f64::EPSILON);
-                let entry = notes.finish(trainer.epochs_done(), self.evaluate(trainer.params())?);
+                let entry = notes.finish(trainer.epochs_done(), &self.evaluate(trainer.params())?);
                 self.note(&entry, Some(rate));
                 best.offer(job.objective, &entry, || trainer.params().to_vec());
                 tracker.add(1);

@@ -19,7 +19,7 @@ pub struct Rows<'a> {
     /// How samples are prepared.
     pub pipeline: &'a Pipeline,
     /// The samples.
-    pub rows: Vec<&'a data::Row>,
+    pub samples: Vec<&'a data::Row>,
     /// How they vary; none for validation rows.
     pub augment: Option<AugmentRule>,
     /// Seed of the variants.
@@ -32,14 +32,14 @@ impl<'a> Rows<'a> {
     pub fn new(
         frozen: &'a Frozen,
         pipeline: &'a Pipeline,
-        rows: Vec<&'a data::Row>,
+        samples: Vec<&'a data::Row>,
         augment: Option<AugmentRule>,
         seed: u64,
     ) -> Self {
         Self {
             frozen,
             pipeline,
-            rows,
+            samples,
             augment,
             seed,
             kept: None,
@@ -48,7 +48,7 @@ impl<'a> Rows<'a> {
 
     /// Number of rows, kept variants included: variant c of row r is number c · rows + r, and variant 0 the row itself.
     pub fn len(&self) -> usize {
-        self.rows.len() * (1 + self.augment.and_then(|a| a.copies).unwrap_or(0))
+        self.samples.len() * (1 + self.augment.and_then(|a| a.copies).unwrap_or(0))
     }
 
     /// Whether a row is the same in every step, so that it can be kept.
@@ -58,7 +58,7 @@ impl<'a> Rows<'a> {
 
     /// The sample that row `number` is, or is a variant of.
     pub fn sample(&self, number: usize) -> usize {
-        number % self.rows.len().max(1)
+        number % self.samples.len().max(1)
     }
 
     /// Computes all rows and keeps them.
@@ -85,7 +85,7 @@ impl<'a> Rows<'a> {
 
     /// Bytes of one row.
     pub fn row_bytes(&self) -> Result<u64> {
-        if self.rows.is_empty() {
+        if self.samples.is_empty() {
             return Ok(0);
         }
         Ok(self.compute(0, 0)?.bytes())
@@ -93,10 +93,10 @@ impl<'a> Rows<'a> {
 
     fn compute(&self, number: usize, step: u32) -> Result<Row> {
         let sample = self.sample(number);
-        let source = self.rows[sample];
+        let source = self.samples[sample];
         let mut prepared = prepare(self.pipeline, source)?;
         if let Some(rule) = &self.augment {
-            let copy = (number / self.rows.len()) as u32;
+            let copy = (number / self.samples.len()) as u32;
             let place = if rule.copies.is_some() { copy } else { step };
             // Kept rows have the sample itself as variant 0.
             if rule.copies.is_none() || copy > 0 {
