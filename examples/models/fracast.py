@@ -12,7 +12,6 @@ The weights are under the Apache-2.0 licence.
 """
 
 import hashlib
-import json
 import math
 import sys
 import zipfile
@@ -20,6 +19,7 @@ import zipfile
 import numpy as np
 
 from onnx_graph import Graph
+from weights import safetensors
 
 MEMBER = "fracast/weights/model.safetensors"
 SHA256 = "0d678f123f3d1f91c5065cca2b5d40eccc469360afc2381b27290486011ded2c"
@@ -29,21 +29,6 @@ STAGES = 10
 KERNEL = 3
 # torch.nn.RMSNorm without an epsilon takes that of f32.
 EPSILON = float(np.finfo(np.float32).eps)
-
-
-def load(data):
-    """Returns the tensors of a safetensors file by name."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    body = data[8 + length :]
-    tensors = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        if entry["dtype"] != "F32":
-            raise SystemExit(f"tensor {name} is {entry['dtype']}, expected F32")
-        tensors[name] = np.frombuffer(body[start:end], "<f4").reshape(entry["shape"]).astype(np.float64)
-    return tensors
 
 
 def product(matrix, vector):
@@ -191,7 +176,7 @@ def main(wheel, out):
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256:
         raise SystemExit(f"{MEMBER} has sha256 {found}, expected {SHA256}")
-    graph = Encoder(load(data))
+    graph = Encoder(safetensors(data))
     scaled, low, span = graph.scaled()
     x = graph.embed(scaled)
     for index in range(STAGES):

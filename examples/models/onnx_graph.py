@@ -36,13 +36,14 @@ class Graph:
         return output
 
     def save(self, path, inputs, outputs, description):
-        """Checks the model and writes it; the file appears whole or not at all."""
-        value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        """Checks the model and writes it; the file appears whole or not at all. Inputs and outputs are (name, shape),
+        f32 where no element type follows."""
+        value = lambda name, shape, kind=TensorProto.FLOAT: helper.make_tensor_value_info(name, kind, shape)
         graph = helper.make_graph(
             self.nodes,
             self.name,
-            [value(name, shape) for name, shape in inputs],
-            [value(name, shape) for name, shape in outputs],
+            [value(*described) for described in inputs],
+            [value(*described) for described in outputs],
             initializer=self.initializers,
         )
         model = helper.make_model(

@@ -361,7 +361,13 @@ fn examples_name_the_models_that_the_script_makes() {
                 .rsplit('/')
                 .next()
                 .unwrap();
-            for needed in [model, data, sha256] {
+            let tokenizer = object
+                .pointer("/spec/input/text/tokenizer")
+                .map_or(Vec::new(), |tokenizer| {
+                    let name = tokenizer["uri"].as_str().unwrap().rsplit('/').next().unwrap();
+                    vec![name, tokenizer["sha256"].as_str().unwrap()]
+                });
+            for needed in [model, data, sha256].into_iter().chain(tokenizer) {
                 assert!(
                     script.contains(&format!("\"{needed}\"")),
                     "{}: {needed}",
@@ -373,5 +379,5 @@ fn examples_name_the_models_that_the_script_makes() {
             jobs += 1;
         }
     }
-    assert!(jobs >= 3);
+    assert!(jobs >= 4);
 }

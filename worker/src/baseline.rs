@@ -2,17 +2,20 @@
 //! its bytes. The linear ones use the same trainer as the head, with settings of their own, so that a job cannot weaken
 //! what it is measured against.
 
+mod words;
+
 use crate::config::{Job, TrainRule};
 use crate::data::{Content, DataSet, Part, Row};
 use crate::error::{Result, WorkerError};
 use crate::features::{each, targets};
-use crate::pipeline::{MAX_ENCODED_BYTES, decode};
+use crate::pipeline::{Kind, MAX_ENCODED_BYTES, decode};
 use crate::progress::Tracker;
 use crate::train::{self, Fitted, Set, Targets, matrix, metrics};
 use fleetune_crds::{Metric, Task};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use words::Words;
 
 /// Edge of the grey picture that the linear baseline sees.
 const EDGE: u32 = 32;
@@ -26,7 +29,7 @@ const PATIENCE: u32 = 10;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Baseline {
-    /// `majority`, `mean`, `linearGrey32` or `linearStatistics`.
+    /// `majority`, `mean`, `linearGrey32`, `linearStatistics` or `linearWords`.
     pub name: String,
     /// What it does, for people.
     pub what: String,
@@ -52,8 +55,12 @@ pub fn all(job: &Job, data: &DataSet, tracker: &Tracker) -> Result<Vec<Baseline>
     let truth = targets(&test)?;
     let mut all = vec![constant(job, &targets(&train)?, &truth, outputs, data)];
     tracker.stage("baselines", (train.len() + validation.len() + test.len()) as u64);
+    let words = Words::of(train.iter().filter_map(|row| match &row.content {
+        Content::Text(words) => Some(words.as_str()),
+        Content::File(_) | Content::Window(_) => None,
+    }));
     let cheap = |rows: &[&Row]| -> Result<Set> {
-        let values = each(rows, tracker, |row| simple(job, row))?;
+        let values = each(rows, tracker, |row| simple(job, row, &words))?;
         let width = values.first().map_or(0, Vec::len);
         Ok(Set {
             x: matrix(values, width)?,
@@ -62,11 +69,15 @@ pub fn all(job: &Job, data: &DataSet, tracker: &Tracker) -> Result<Vec<Baseline>
     };
     let (train, validation, test) = (cheap(&train)?, cheap(&validation)?, cheap(&test)?);
     let fitted = linear(job, outputs, &train, &validation)?;
-    let (name, what) = match job.spec.input.sensor {
-        None => ("linearGrey32", "a linear model on 32x32 grey pixels"),
-        Some(_) => (
+    let (name, what) = match Kind::of(&job.spec.input)? {
+        Kind::Image(_) => ("linearGrey32", "a linear model on 32x32 grey pixels"),
+        Kind::Sensor(_) => (
             "linearStatistics",
             "a linear model on mean, deviation, minimum and maximum of each channel",
+        ),
+        Kind::Text(_) => (
+            "linearWords",
+            "a linear model on the 2,048 most frequent words, weighted by tf-idf",
         ),
     };
     all.push(Baseline {
@@ -158,8 +169,9 @@ fn linear(job: &Job, outputs: usize, train: &Set, validation: &Set) -> Result<Fi
 }
 
 /// What the linear baseline sees of a row.
-fn simple(job: &Job, row: &Row) -> Result<Vec<f32>> {
+fn simple(job: &Job, row: &Row, words: &Words) -> Result<Vec<f32>> {
     match &row.content {
+        Content::Text(text) => Ok(words.features(text)),
         Content::File(file) => {
             let picture = decode(&file.read(MAX_ENCODED_BYTES as u64)?).map_err(|e| e.at(&row.key))?;
             let grey = image::imageops::grayscale(&picture);

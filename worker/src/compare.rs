@@ -59,7 +59,7 @@ pub async fn run(job: Job, dirs: Vec<PathBuf>) -> Result<Comparison> {
                 ));
             }
             let answers = each(&rows, &tracker, |row| {
-                let output = version.run(&prepare(version.pipeline(), row)?)?;
+                let output = version.run(&prepare(version.preparer(), row)?)?;
                 Ok(output.into_iter().map(f64::from).collect::<Vec<f64>>())
             })?;
             all.push(quality(&answers, &truth));

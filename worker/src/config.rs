@@ -2,6 +2,7 @@
 //! again, because a local run has no API server in front of it. It reads one file and decides nothing about data.
 
 use crate::error::{INVALID_JOB, Result, WorkerError};
+use crate::pipeline::Kind;
 use crate::version::read_bounded;
 use fleetune_crds::{Budget, Dataset, Evaluation, FineTuneJob, FineTuneJobSpec, Format, Input, Metric, SplitBy, Task};
 use std::path::Path;
@@ -105,8 +106,8 @@ fn bad(message: impl Into<String>) -> WorkerError {
 }
 
 fn check_input(input: &Input) -> Result<()> {
-    match (&input.image, &input.sensor) {
-        (Some(image), None) => {
+    match Kind::of(input)? {
+        Kind::Image(image) => {
             if !(8..=1024).contains(&image.size) {
                 return Err(bad(format!("spec.input.image.size is {}, not 8 to 1024", image.size)));
             }
@@ -114,7 +115,7 @@ fn check_input(input: &Input) -> Result<()> {
                 return Err(bad("spec.input.image.std must be above 0"));
             }
         }
-        (None, Some(sensor)) => {
+        Kind::Sensor(sensor) => {
             if !(2..=65_536).contains(&sensor.window) || !(1..=256).contains(&sensor.channels) {
                 return Err(bad(
                     "spec.input.sensor: window is 2 to 65536 samples, channels are 1 to 256",
@@ -124,7 +125,14 @@ fn check_input(input: &Input) -> Result<()> {
                 return Err(bad("spec.input.sensor.stride is 1 to 65536 samples"));
             }
         }
-        _ => return Err(bad("spec.input: name exactly one of image and sensor")),
+        Kind::Text(text) => {
+            if !(4..=512).contains(&text.max_tokens) {
+                return Err(bad(format!(
+                    "spec.input.text.maxTokens is {}, not 4 to 512",
+                    text.max_tokens
+                )));
+            }
+        }
     }
     Ok(())
 }
@@ -139,16 +147,18 @@ fn check_budget(budget: &[Budget]) -> Result<()> {
 }
 
 fn format(spec: &FineTuneJobSpec) -> Result<Format> {
-    let image = spec.input.image.is_some();
-    let format = spec
-        .dataset
-        .format
-        .unwrap_or(if image { Format::ClassFolders } else { Format::Rows });
-    match (format, image) {
-        (Format::ClassFolders | Format::Manifest, true) | (Format::Rows | Format::Series, false) => Ok(format),
+    let kind = Kind::of(&spec.input)?;
+    let format = spec.dataset.format.unwrap_or(match kind {
+        Kind::Image(_) => Format::ClassFolders,
+        Kind::Sensor(_) | Kind::Text(_) => Format::Rows,
+    });
+    match (format, kind) {
+        (Format::ClassFolders | Format::Manifest, Kind::Image(_))
+        | (Format::Rows | Format::Series, Kind::Sensor(_))
+        | (Format::Rows, Kind::Text(_)) => Ok(format),
         _ => Err(bad(format!(
             "spec.dataset.format {format:?} does not go with this input: images take ClassFolders or Manifest, \
-             sensors take Rows or Series"
+             sensors take Rows or Series, texts take Rows"
         ))),
     }
 }
@@ -253,6 +263,20 @@ mod tests {
     }
 
     #[test]
+    fn texts_come_in_rows() {
+        use crate::data::testing::job_text;
+        let text = |dataset: &str| {
+            let input = "{text: {tokenizer: {uri: 'file:///t', sha256: a}}}";
+            Job::parse(&job_text("Classification", input, dataset, "", ""))
+        };
+        assert_eq!(text("{uri: 'file:///d'}").unwrap().format, Format::Rows);
+        for format in ["ClassFolders", "Manifest", "Series"] {
+            let error = text(&format!("{{uri: 'file:///d', format: {format}, columns: {{time: t}}}}")).unwrap_err();
+            assert!(error.message().contains("texts take Rows"), "{error}");
+        }
+    }
+
+    #[test]
     fn bad_specs_are_refused_without_an_api_server() {
         for (what, extra) in [
             ("two inputs", "  input: {image: {size: 224}, sensor: {window: 8}}\n"),
@@ -270,6 +294,11 @@ mod tests {
                 "  input: {image: {size: 224}}\n  evaluation: {gates: [{metric: f2, min: '1'}]}\n",
             ),
             ("a tiny image", "  input: {image: {size: 2}}\n"),
+            ("a text without a tokenizer", "  input: {text: {maxTokens: 8}}\n"),
+            (
+                "a text of three tokens",
+                "  input: {text: {maxTokens: 3, tokenizer: {uri: 'file:///t', sha256: a}}}\n",
+            ),
             (
                 "a gate without bounds",
                 "  input: {image: {size: 224}}\n  evaluation: {gates: [{metric: accuracy}]}\n",

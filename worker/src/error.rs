@@ -124,6 +124,12 @@ pub const DATA_CHANGED: &str = fleetune_crds::outcome::REASON_DATA_CHANGED;
 
 /// Reason: the base model's bytes are not those that the spec names.
 pub const MODEL_MISMATCH: &str = "ModelMismatch";
+/// Reason: the tokenizer's bytes are not those that the spec names.
+pub const TOKENIZER_MISMATCH: &str = "TokenizerMismatch";
+/// Reason: the tokenizer is over the size limit.
+pub const TOKENIZER_TOO_LARGE: &str = "TokenizerTooLarge";
+/// Reason: the file is not a tokenizer of a kind that is supported, or does not fit the base model.
+pub const INVALID_TOKENIZER: &str = "InvalidTokenizer";
 /// Reason: the base model is over the size limit.
 pub const MODEL_TOO_LARGE: &str = "ModelTooLarge";
 /// Reason: the file is not an ONNX model, or is cut short.

@@ -47,11 +47,11 @@ mod tests {
     fn one_file_answers_like_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let model = testing::window_model();
-        let input = TensorSpec {
+        let input = [TensorSpec {
             name: "x".into(),
             dtype: Dtype::Fp32,
             shape: vec![1, 2, 8],
-        };
+        }];
         let sample = Prepared::window(2, 8, testing::noise(16)).unwrap();
         let whole = Graph::build(&model, None, &input).unwrap().run(&sample).unwrap();
         build::write(dir.path(), model, &std::collections::BTreeSet::new()).unwrap();

@@ -5,10 +5,13 @@
 use crate::config::{Job, MAX_MODEL_BYTES, MethodRule};
 use crate::data::{self, DataSet, Part, Row};
 use crate::engine::{Backbone, Base, Graph, build, pb};
-use crate::error::{DATA_TOO_LARGE, EXPORT_MISMATCH, INTERNAL, MODEL_TOO_LARGE, Result, WorkerError};
+use crate::error::{
+    DATA_TOO_LARGE, EXPORT_MISMATCH, INPUT_SHAPE, INTERNAL, INVALID_TOKENIZER, MODEL_TOO_LARGE, Result,
+    TOKENIZER_TOO_LARGE, WorkerError,
+};
 use crate::features::{extract, prepare, variants};
 use crate::lineage::Lineage;
-use crate::pipeline::{Pipeline, json};
+use crate::pipeline::{MAX_TOKENIZER_BYTES, Pipeline, Prepared, Preparer, TOKENIZER, json};
 use crate::progress::Tracker;
 use crate::registry::Registry;
 use crate::sources::{self, Limits};
@@ -27,6 +30,8 @@ use std::time::Duration;
 
 /// The learning curve, in a version's folder.
 pub const HISTORY: &str = "history.json";
+/// Texts that go through the frozen part at a time: the weights are read from memory once for all of them.
+const TEXTS_AT_ONCE: usize = 8;
 /// Rows on which the written version is compared with the trained one.
 const COMPARED: usize = 16;
 /// Largest difference between what was trained and the written version in single precision: absolute for probabilities,
@@ -38,11 +43,13 @@ const MAX_DIFFERENCE: f64 = 2e-3;
 pub struct Fetched {
     /// The base model.
     pub model: Option<PathBuf>,
+    /// The tokenizer, where samples are texts.
+    pub tokenizer: Option<PathBuf>,
     /// The data set: a file or a folder.
     pub data: PathBuf,
 }
 
-/// Brings the job's data, and its base model if `model`, onto this machine.
+/// Brings the job's data, and its base model with its tokenizer if `model`, onto this machine.
 pub async fn fetch(job: &Job, scratch: &Path, local: bool, model: bool, tracker: &Tracker) -> Result<Fetched> {
     tracker.stage("download", 1 + u64::from(model));
     let folder = |name: &str| -> Result<PathBuf> {
@@ -64,6 +71,18 @@ pub async fn fetch(job: &Job, scratch: &Path, local: bool, model: bool, tracker:
     } else {
         None
     };
+    let tokenizer = match &job.spec.input.text {
+        Some(text) if model.is_some() => {
+            let limits = Limits {
+                max_bytes: MAX_TOKENIZER_BYTES,
+                too_large: TOKENIZER_TOO_LARGE,
+                local,
+            };
+            let path = sources::fetch(&text.tokenizer.uri, &folder("tokenizer")?, &limits).await;
+            Some(path.map_err(|e| e.at("spec.input.text.tokenizer.uri"))?)
+        }
+        _ => None,
+    };
     let limits = Limits {
         max_bytes: job.max_data_bytes(),
         too_large: DATA_TOO_LARGE,
@@ -73,7 +92,7 @@ pub async fn fetch(job: &Job, scratch: &Path, local: bool, model: bool, tracker:
         .await
         .map_err(|e| e.at("spec.dataset.uri"))?;
     tracker.add(1);
-    Ok(Fetched { model, data })
+    Ok(Fetched { model, tokenizer, data })
 }
 
 /// What was made.
@@ -120,13 +139,31 @@ pub fn build(
         .model
         .as_deref()
         .ok_or_else(|| WorkerError::bad(INTERNAL, "no base model was fetched"))?;
-    // The model first: what is wrong with it shows in a second, the data may take an hour.
-    let shape = Pipeline::for_job(&job.spec.input, job.spec.task, 2)?.input;
+    // Tokenizer and model first: what is wrong with them shows in a second, the data may take an hour.
+    let tokenizer = tokenizer(fetched)?;
+    let prepare = |classes| {
+        let pipeline = Pipeline::for_job(&job.spec.input, job.spec.task, classes)?;
+        Preparer::new(pipeline, tokenizer.as_deref())
+    };
+    let preparer = prepare(2)?;
+    let inputs = &preparer.pipeline().inputs;
     let backbone = Base::load(model, &job.spec.base_model.sha256, MAX_MODEL_BYTES)
-        .and_then(|base| base.cut(job.spec.base_model.features.as_deref(), &job.spec.input, &shape))
+        .and_then(|base| base.cut(job.spec.base_model.features.as_deref(), &job.spec.input, inputs))
         .map_err(|e| e.at("spec.baseModel"))?;
+    if let Some(last) = preparer.last_token()
+        && usize::try_from(last).is_ok_and(|last| last >= backbone.vocabulary)
+    {
+        return Err(WorkerError::bad(
+            INVALID_TOKENIZER,
+            format!(
+                "the tokenizer has tokens up to {last}, the base model takes 0 to {}: name its own tokenizer",
+                backbone.vocabulary.saturating_sub(1)
+            ),
+        ));
+    }
+    let graph = features_graph(job, &backbone, &preparer)?;
     let data = data::load(job, &fetched.data, tracker).map_err(|e| e.at("spec.dataset"))?;
-    let pipeline = Pipeline::for_job(&job.spec.input, job.spec.task, data.labels.len())?;
+    let preparer = prepare(data.labels.len())?;
     tracing::info!(
         samples = data.rows.len(),
         classes = data.labels.len(),
@@ -134,8 +171,14 @@ pub fn build(
         manifest = %data.manifest,
         "data ready"
     );
-    let trained = train(job, &backbone, &pipeline, &data, checkpoints, tracker)?;
-    write(job, dir, &backbone, &pipeline, &data, &trained)?;
+    let sets = features(&graph, job, &preparer, &data, tracker)?;
+    drop(graph);
+    let trained = train(job, &backbone, &preparer, &data, sets, checkpoints, tracker)?;
+    if let Some(tokenizer) = &tokenizer {
+        let path = dir.join(TOKENIZER);
+        std::fs::write(&path, tokenizer).map_err(|e| WorkerError::io("writing", &path, &e))?;
+    }
+    write(job, dir, &backbone, preparer.pipeline(), &data, &trained)?;
     check(dir, &data, &trained.answers)?;
     let built = Built {
         data_manifest: data.manifest.clone(),
@@ -162,15 +205,16 @@ struct Trained {
 fn train(
     job: &Job,
     backbone: &Backbone,
-    pipeline: &Pipeline,
+    preparer: &Preparer,
     data: &DataSet,
+    (train, validation): (Set, Set),
     checkpoints: &Checkpoints<'_>,
     tracker: &Tracker,
 ) -> Result<Trained> {
     let graph = |backbone: &Backbone, head: &build::Head| {
-        build::full_model(backbone, &job.spec.input, &pipeline.input, &pipeline.output, head)
+        let pipeline = preparer.pipeline();
+        build::full_model(backbone, &job.spec.input, &pipeline.inputs, &pipeline.output, head)
     };
-    let (train, validation) = features(job, backbone, pipeline, data, tracker)?;
     let first = fit(job, data, &train, &validation, tracker)?;
     if job.train.method == MethodRule::Head {
         let n = validation.x.nrows().min(COMPARED);
@@ -186,7 +230,7 @@ fn train(
     let setup = Setup {
         job,
         backbone,
-        pipeline,
+        preparer,
         data,
         outputs: outputs(job, data),
         work: checkpoints.dir,
@@ -204,15 +248,46 @@ fn train(
     })
 }
 
-fn features(
-    job: &Job,
-    backbone: &Backbone,
-    pipeline: &Pipeline,
-    data: &DataSet,
-    tracker: &Tracker,
-) -> Result<(Set, Set)> {
-    let model = build::features_model(backbone, &job.spec.input, &pipeline.input)?;
-    let graph = Graph::build(&model, None, &pipeline.input)?;
+/// The bytes of the tokenizer's file, where there is one.
+fn tokenizer(fetched: &Fetched) -> Result<Option<Vec<u8>>> {
+    let Some(path) = &fetched.tokenizer else {
+        return Ok(None);
+    };
+    let io = |e: std::io::Error| WorkerError::io("reading", path, &e);
+    let size = std::fs::metadata(path).map_err(io)?.len();
+    if size > MAX_TOKENIZER_BYTES {
+        return Err(WorkerError::bad(
+            TOKENIZER_TOO_LARGE,
+            format!("the tokenizer has {size} bytes, at most {MAX_TOKENIZER_BYTES} are read"),
+        ));
+    }
+    std::fs::read(path).map(Some).map_err(io)
+}
+
+/// The frozen part, ready to run. Of a text encoder it is tried at once with the longest text: a smaller table of places
+/// would end the job in the middle of the data, or a request on a node.
+fn features_graph(job: &Job, backbone: &Backbone, preparer: &Preparer) -> Result<Graph> {
+    let inputs = &preparer.pipeline().inputs;
+    let model = build::features_model(backbone, &job.spec.input, inputs)?;
+    let Some(last) = preparer.last_token() else {
+        return Graph::build(&model, None, inputs);
+    };
+    let graph = Graph::build_rows(&model, None, inputs, TEXTS_AT_ONCE)?;
+    let tokens = inputs.first().and_then(|i| i.shape.last()).copied().unwrap_or(0);
+    let longest = Prepared::tokens(vec![last; tokens], vec![1; tokens])?;
+    graph.run(&longest).map_err(|e| {
+        WorkerError::bad(
+            INPUT_SHAPE,
+            format!(
+                "the base model does not take {tokens} tokens: lower spec.input.text.maxTokens ({})",
+                e.message()
+            ),
+        )
+    })?;
+    Ok(graph)
+}
+
+fn features(graph: &Graph, job: &Job, preparer: &Preparer, data: &DataSet, tracker: &Tracker) -> Result<(Set, Set)> {
     // The test rows are not looked at here: `validate` reads them, once.
     let rows = |part| data.part(part).collect::<Vec<&Row>>();
     let (train, validation) = (rows(Part::Train), rows(Part::Validation));
@@ -221,8 +296,8 @@ fn features(
     tracker.stage("features", total as u64);
     let augment = augment.map(|rule| (rule, job.train.seed));
     Ok((
-        extract(&graph, pipeline, &train, augment, tracker)?,
-        extract(&graph, pipeline, &validation, None, tracker)?,
+        extract(graph, preparer, &train, augment, tracker)?,
+        extract(graph, preparer, &validation, None, tracker)?,
     ))
 }
 
@@ -280,7 +355,7 @@ fn write(
 fn check(dir: &Path, data: &DataSet, answers: &[Vec<f64>]) -> Result<()> {
     let version = Version::open(dir)?;
     for (row, want) in data.part(Part::Validation).zip(answers) {
-        let got = version.run(&prepare(version.pipeline(), row)?)?;
+        let got = version.run(&prepare(version.preparer(), row)?)?;
         let differs = got.len() != want.len()
             || got.iter().zip(want).any(|(g, w)| {
                 let difference = (f64::from(*g) - w).abs();

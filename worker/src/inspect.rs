@@ -2,7 +2,7 @@
 //! for people. It reads and prints; it runs no model.
 
 use crate::artifact::{BACKBONE, GRAPH, TUNED, VersionManifest, pack};
-use crate::engine::{Base, MAX_GRAPH_BYTES, external_files, knows, parse_model, pb};
+use crate::engine::{Base, Feed, MAX_GRAPH_BYTES, external_files, knows, parse_model, pb};
 use crate::error::{Result, WorkerError};
 use crate::pipeline::Pipeline;
 use crate::registry::Registry;
@@ -123,7 +123,7 @@ fn model_file(path: &Path) -> Result<String> {
     );
     match Base::parse(&bytes) {
         Ok(base) => {
-            for (name, shape) in base.candidates(&input_shape(&model)) {
+            for (name, shape) in base.candidates(&feeds(&model)) {
                 line(&mut text, &name, &shape);
             }
         }
@@ -203,23 +203,35 @@ fn dims(info: &pb::ValueInfoProto) -> Vec<Option<i64>> {
         .collect()
 }
 
-/// The shape of the model's input for one sample: what is open is 1.
-fn input_shape(model: &pb::ModelProto) -> Vec<usize> {
+/// What the model's inputs take for one sample: what is open is 1.
+fn feeds(model: &pb::ModelProto) -> Vec<Feed> {
     let Some(graph) = &model.graph else { return Vec::new() };
     let given: Vec<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
-    graph
-        .input
-        .iter()
-        .find(|input| !given.contains(&input.name.as_str()))
-        .map(dims)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|edge| {
-            edge.and_then(|edge| usize::try_from(edge).ok())
-                .filter(|edge| *edge > 0)
-                .unwrap_or(1)
+    let inputs = graph.input.iter().filter(|input| !given.contains(&input.name.as_str()));
+    inputs
+        .map(|input| Feed {
+            name: input.name.clone(),
+            kind: element_type(input),
+            shape: dims(input)
+                .into_iter()
+                .map(|edge| {
+                    edge.and_then(|edge| usize::try_from(edge).ok())
+                        .filter(|edge| *edge > 0)
+                        .unwrap_or(1)
+                })
+                .collect(),
         })
         .collect()
+}
+
+fn element_type(info: &pb::ValueInfoProto) -> pb::tensor_proto::DataType {
+    use pb::tensor_proto::DataType;
+    match info.r#type.as_ref().and_then(|kind| kind.value.as_ref()) {
+        Some(pb::type_proto::Value::TensorType(tensor)) => {
+            DataType::try_from(tensor.elem_type).unwrap_or(DataType::Float)
+        }
+        _ => DataType::Float,
+    }
 }
 
 /// What a report says in a few lines.

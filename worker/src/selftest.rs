@@ -34,7 +34,7 @@ pub struct Expected {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sample {
-    /// Name of its file in the folder: a PNG, or little-endian f32 values channel after channel.
+    /// Name of its file in the folder: a PNG, little-endian f32 values channel after channel, or a text in UTF-8.
     pub file: String,
     /// What the graph gave when the version was made.
     pub output: Vec<f32>,
@@ -146,6 +146,10 @@ pub fn run_file(version: &Version, bytes: &[u8]) -> Result<Vec<f32>> {
     let values: Vec<f32>;
     let raw = match version.pipeline().before {
         Before::Image(_) => Raw::Image(bytes),
+        Before::Text(_) => Raw::Text(
+            std::str::from_utf8(bytes)
+                .map_err(|e| WorkerError::bad(INVALID_VERSION, format!("a text of {SELFTEST} is not UTF-8: {e}")))?,
+        ),
         Before::Window(_) => {
             values = bytes
                 .chunks_exact(4)

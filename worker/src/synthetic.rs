@@ -5,6 +5,7 @@
 use crate::config::Job;
 use crate::data::{Content, Row};
 use crate::error::{INTERNAL, Result, WorkerError};
+use crate::pipeline::Kind;
 use crate::selftest;
 use crate::version::Version;
 use image::{ImageFormat, Rgb, RgbImage};
@@ -19,6 +20,8 @@ const TRIED: usize = 48;
 const KEPT: usize = 8;
 /// Edge of a synthetic picture: not the model's, so that the resize is part of the test.
 const EDGE: u32 = 48;
+/// Most words of a synthetic text.
+const WORDS: f64 = 12.0;
 /// Distance of the two largest probabilities that is best: a sample is judged by how near it comes.
 const MARGIN: f32 = 0.5;
 
@@ -30,17 +33,24 @@ type Tried = (Vec<u8>, Vec<f32>);
 pub fn make(job: &Job, version: &Version, rows: &[&Row]) -> Result<Vec<selftest::Made>> {
     let mut random = ChaCha8Rng::seed_from_u64(job.train.seed);
     random.set_stream(u64::MAX);
+    let kind = Kind::of(&job.spec.input)?;
     let channels = statistics(job, rows);
+    let words = version.preparer().words();
     let mut tried = Vec::with_capacity(TRIED);
     for _ in 0..TRIED {
-        let bytes = match &job.spec.input.sensor {
-            None => picture(&mut random)?,
-            Some(sensor) => window(&mut random, &channels, sensor.window as usize),
+        let bytes = match kind {
+            Kind::Image(_) => picture(&mut random)?,
+            Kind::Sensor(sensor) => window(&mut random, &channels, sensor.window as usize),
+            Kind::Text(_) => text(&mut random, &words),
         };
         let output = selftest::run_file(version, &bytes)?;
         tried.push((bytes, output));
     }
-    let ending = if job.spec.input.sensor.is_some() { "f32" } else { "png" };
+    let ending = match kind {
+        Kind::Image(_) => "png",
+        Kind::Sensor(_) => "f32",
+        Kind::Text(_) => "txt",
+    };
     Ok(choose(tried)
         .into_iter()
         .enumerate()
@@ -117,6 +127,18 @@ fn picture(random: &mut ChaCha8Rng) -> Result<Vec<u8>> {
         .write_to(&mut bytes, ImageFormat::Png)
         .map_err(|e| WorkerError::bad(INTERNAL, format!("writing a PNG: {e}")))?;
     Ok(bytes.into_inner())
+}
+
+/// A few words of the tokenizer's own vocabulary: no word of the data set.
+fn text(random: &mut ChaCha8Rng, words: &[String]) -> Vec<u8> {
+    let count = 1 + (unit(random) * WORDS) as usize;
+    let mut chosen = || {
+        words
+            .get((unit(random) * words.len() as f64) as usize)
+            .map_or("text", String::as_str)
+    };
+    let text: Vec<&str> = (0..count).map(|_| chosen()).collect();
+    text.join(" ").into_bytes()
 }
 
 /// Mean and deviation of each channel over the rows.

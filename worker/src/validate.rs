@@ -57,7 +57,7 @@ pub fn evaluate(
     let truth = targets(&test)?;
     tracker.stage("evaluate", test.len() as u64);
     let answers = each(&test, tracker, |row| {
-        let output = version.run(&prepare(version.pipeline(), row)?)?;
+        let output = version.run(&prepare(version.preparer(), row)?)?;
         Ok(output.into_iter().map(f64::from).collect::<Vec<f64>>())
     })?;
     let outputs = data.labels.len().max(1);
@@ -145,7 +145,7 @@ fn latency(version: &Version, rows: &[&Row], tracker: &Tracker) -> Result<(f64, 
     let mut times = Vec::with_capacity(TIMED);
     for (i, row) in rows.iter().cycle().take(WARM_UP + TIMED).enumerate() {
         let start = Instant::now();
-        version.run(&prepare(version.pipeline(), row)?)?;
+        version.run(&prepare(version.preparer(), row)?)?;
         if i >= WARM_UP {
             times.push(start.elapsed().as_secs_f64() * 1e3);
             tracker.add(1);

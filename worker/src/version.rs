@@ -3,7 +3,7 @@
 
 use crate::engine::Graph;
 use crate::error::{INVALID_VERSION, NOT_FINITE, Result, WorkerError};
-use crate::pipeline::{Pipeline, Prepared, Raw};
+use crate::pipeline::{Before, MAX_TOKENIZER_BYTES, Pipeline, Prepared, Preparer, Raw, TOKENIZER};
 use fleetune_crds::{Task, common::Digest};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ const MAX_JSON: u64 = 16 << 20;
 /// A version that is ready to answer. Cheap to share between threads; each call runs on its own state.
 pub struct Version {
     dir: PathBuf,
-    pipeline: Pipeline,
+    preparer: Preparer,
     labels: Vec<String>,
     graph: Graph,
     contract: Digest,
@@ -65,12 +65,16 @@ impl Version {
                 format!("{LABELS} holds {} labels, the model gives {want}", labels.len()),
             ));
         }
-        let graph = Graph::open(dir, &pipeline.input, &pipeline.output)?;
+        let tokenizer = match pipeline.before {
+            Before::Text(_) => Some(read_bounded(&dir.join(TOKENIZER), MAX_TOKENIZER_BYTES)?),
+            Before::Image(_) | Before::Window(_) => None,
+        };
         let contract = pipeline.contract(&labels)?;
+        let graph = Graph::open(dir, &pipeline.inputs, &pipeline.output)?;
         Ok(Self {
             dir: dir.to_owned(),
             bytes: folder_bytes(dir)?,
-            pipeline,
+            preparer: Preparer::new(pipeline, tokenizer.as_deref())?,
             labels,
             graph,
             contract,
@@ -94,12 +98,17 @@ impl Version {
 
     /// What the model answers.
     pub fn task(&self) -> Task {
-        self.pipeline.task
+        self.pipeline().task
     }
 
     /// The steps outside the graph.
     pub fn pipeline(&self) -> &Pipeline {
-        &self.pipeline
+        self.preparer.pipeline()
+    }
+
+    /// What turns raw samples into the graph's tensors.
+    pub fn preparer(&self) -> &Preparer {
+        &self.preparer
     }
 
     /// Bytes of all files.
@@ -107,19 +116,14 @@ impl Version {
         self.bytes
     }
 
-    /// Shape of the graph's input, with the batch of one.
-    pub fn input_shape(&self) -> &[usize] {
-        &self.pipeline.input.shape
-    }
-
-    /// Turns a raw sample into the graph's tensor.
+    /// Turns a raw sample into the graph's tensors.
     pub fn prepare(&self, raw: Raw<'_>) -> Result<Prepared> {
-        self.pipeline.prepare(raw)
+        self.preparer.prepare(raw)
     }
 
     /// Runs the graph: probabilities, or one value in the target's unit. All are finite.
     pub fn run(&self, prepared: &Prepared) -> Result<Vec<f32>> {
-        self.pipeline.admits(prepared)?;
+        self.preparer.admits(prepared)?;
         let output = self.graph.run(prepared)?;
         if let Some(at) = output.iter().position(|v| !v.is_finite()) {
             return Err(WorkerError::bad(
@@ -132,7 +136,7 @@ impl Version {
 
     /// Names what [`Version::run`] gave.
     pub fn answer(&self, output: Vec<f32>) -> Answer {
-        match self.pipeline.task {
+        match self.task() {
             Task::Classification => Answer {
                 label: argmax(&output).and_then(|i| self.labels.get(i)).cloned(),
                 probabilities: output,

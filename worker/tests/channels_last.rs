@@ -45,7 +45,7 @@ fn lite0_gives_the_features_of_tracts_own_path() {
         return;
     };
     let input: Input = serde_yaml::from_str("{image: {size: 224}}").unwrap();
-    let tensor = Pipeline::for_job(&input, Task::Classification, 2).unwrap().input;
+    let tensor = Pipeline::for_job(&input, Task::Classification, 2).unwrap().inputs;
     let backbone = Base::parse(&bytes).unwrap().cut(None, &input, &tensor).unwrap();
     let model = build::features_model(&backbone, &input, &tensor).unwrap();
     let plain = Graph::build_with(&model, None, &tensor, None).unwrap();

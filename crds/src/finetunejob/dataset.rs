@@ -12,7 +12,7 @@ pub struct Dataset {
     /// A file or, for ClassFolders, also a prefix: `s3://`, `http(s)://`, `pvc://CLAIM/PATH` or `file://` (local runs only).
     #[schemars(length(min = 1, max = 1024))]
     pub uri: String,
-    /// Default: ClassFolders for images, Rows for sensors.
+    /// Default: ClassFolders for images, Rows for sensors and texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
     /// Names of columns, for tables and manifests.
@@ -39,9 +39,10 @@ pub enum Format {
     ClassFolders,
     /// A CSV table beside the files, in a tar or under a prefix (`manifest.csv`): one row a sample.
     Manifest,
-    /// CSV or Parquet, one row a window: all value columns, channel after channel.
+    /// CSV, JSON lines or Parquet, one row a sample. A window: all value columns, channel after channel. A text: the text
+    /// column.
     Rows,
-    /// CSV or Parquet in long format, one row a sample: group, time and value columns; cut into windows.
+    /// CSV, JSON lines or Parquet in long format, one row a sample: group, time and value columns; cut into windows.
     Series,
 }
 
@@ -69,6 +70,10 @@ pub struct Columns {
     #[serde(default = "path_column")]
     #[schemars(length(min = 1, max = 128))]
     pub path: String,
+    /// The text of a row, for texts. Default: `text`.
+    #[serde(default = "text_column")]
+    #[schemars(length(min = 1, max = 128))]
+    pub text: String,
     /// The value columns, in order. Default: all columns with no other role, in the file's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 128)))]
@@ -84,6 +89,10 @@ fn path_column() -> String {
     "path".into()
 }
 
+fn text_column() -> String {
+    "text".into()
+}
+
 impl Default for Columns {
     fn default() -> Self {
         Self {
@@ -92,6 +101,7 @@ impl Default for Columns {
             time: None,
             split: None,
             path: path_column(),
+            text: text_column(),
             values: Vec::new(),
         }
     }

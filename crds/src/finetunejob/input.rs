@@ -14,6 +14,9 @@ pub struct Input {
     /// Windows of one or more measured channels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<SensorInput>,
+    /// Texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextInput>,
 }
 
 /// Pictures. They are resized to a square and given to the model as f32, NCHW, RGB.
@@ -58,4 +61,35 @@ pub struct SensorInput {
 
 fn one() -> u32 {
     1
+}
+
+/// Texts, given to the model as its inputs `input_ids`, `attention_mask` and, where it has one, `token_type_ids`, each
+/// i64 `[batch, tokens]`. A base model that gives one vector a token is pooled: the mean over the text's own tokens,
+/// scaled to unit length.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TextInput {
+    /// Most tokens of a text, the special ones included; a longer text loses its end. Default: 64.
+    #[serde(default = "default_tokens")]
+    #[schemars(range(min = 4, max = 512))]
+    pub max_tokens: u32,
+    /// How a text becomes tokens. Every version carries the file.
+    pub tokenizer: Tokenizer,
+}
+
+fn default_tokens() -> u32 {
+    64
+}
+
+/// The tokenizer that the base model was trained with.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tokenizer {
+    /// A `tokenizer.json` of kind WordPiece (BERT and its kin), at most 8 MiB: at the same kinds of address as the base
+    /// model, and read with the same credentials.
+    #[schemars(length(min = 1, max = 1024))]
+    pub uri: String,
+    /// SHA-256 of the file, 64 hex digits. Anything else is refused with TokenizerMismatch.
+    #[schemars(length(min = 64, max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
 }

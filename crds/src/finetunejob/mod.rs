@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.input.image) != has(self.input.sensor)").message("input: name exactly one of image and sensor"))]
+#[x_kube(validation = Rule::new("[has(self.input.image), has(self.input.sensor), has(self.input.text)].filter(given, given).size() == 1").message("input: name exactly one of image, sensor and text"))]
 #[x_kube(validation = Rule::new("!has(self.train) || !has(self.train.loss) || (self.train.loss in ['MeanSquaredError', 'MeanAbsoluteError', 'Huber']) == (self.task == 'Regression')").message("train.loss: a Classification takes CrossEntropy or BinaryCrossEntropy, a Regression MeanSquaredError, MeanAbsoluteError or Huber"))]
 #[x_kube(validation = Rule::new("!has(self.train) || !has(self.train.labelSmoothing) || self.task == 'Classification'").message("train.labelSmoothing: only a Classification takes it"))]
 #[x_kube(validation = Rule::new("!has(self.train) || !has(self.train.augmentation) || ((!has(self.train.augmentation.image) || has(self.input.image)) && (!has(self.train.augmentation.sensor) || has(self.input.sensor)))").message("train.augmentation: image goes with input.image, sensor with input.sensor"))]

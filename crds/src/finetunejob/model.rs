@@ -14,7 +14,8 @@ pub struct BaseModel {
     /// SHA-256 of the file, 64 hex digits. Anything else is refused with ModelMismatch.
     #[schemars(length(min = 64, max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
     pub sha256: String,
-    /// Name of the tensor whose values are the features. Default: the input of the last MatMul or Gemm by topology.
+    /// Name of the tensor whose values are the features. Default: the input of the last MatMul or Gemm by topology; for
+    /// texts, where an output has one vector a token, that output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub features: Option<String>,

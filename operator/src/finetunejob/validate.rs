@@ -93,6 +93,9 @@ pub fn validate(job: &FineTuneJob, config: &HubConfig) -> Result<Validated, Inva
     let mut claims = BTreeSet::new();
     claims.extend(address("baseModel.uri", &spec.base_model.uri, true)?);
     claims.extend(address("dataset.uri", &spec.dataset.uri, false)?);
+    if let Some(text) = &spec.input.text {
+        claims.extend(address("input.text.tokenizer.uri", &text.tokenizer.uri, true)?);
+    }
     let mut credentials = Vec::new();
     for secret in [&spec.base_model.credentials_secret, &spec.dataset.credentials_secret]
         .into_iter()

@@ -250,6 +250,30 @@ pub fn of_picture(picture: &image::RgbImage) -> Fingerprint {
     Fingerprint { bucket, thumb }
 }
 
+/// The fingerprint of a text: equal for texts that differ in nothing but case, punctuation and spaces.
+pub fn of_text(text: &str) -> Fingerprint {
+    use sha2::{Digest, Sha256};
+    let mut hasher = Sha256::new();
+    for word in words(text) {
+        hasher.update(word);
+        hasher.update([0]);
+    }
+    let hash = hasher.finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    Fingerprint {
+        bucket: u64::from_le_bytes(first),
+        thumb: Vec::new(),
+    }
+}
+
+/// The words of a text: what lies between characters that are neither letters nor digits, in small letters.
+pub fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+}
+
 /// The fingerprint of a window: equal for windows that differ by less than about a hundredth of their range.
 pub fn of_window(values: &[f32]) -> Fingerprint {
     use sha2::{Digest, Sha256};

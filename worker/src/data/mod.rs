@@ -4,11 +4,13 @@
 pub mod checks;
 pub mod files;
 pub mod images;
+pub mod jsonl;
 pub mod manifest;
 pub mod rows;
 pub mod series;
 pub mod split;
 pub mod table;
+pub mod texts;
 
 pub use checks::Checks;
 pub use files::FileRef;
@@ -57,6 +59,8 @@ pub enum Content {
     File(FileRef),
     /// A window, channel after channel, all finite.
     Window(Vec<f32>),
+    /// A text, not empty.
+    Text(String),
 }
 
 /// What a sample should be answered with.
@@ -157,6 +161,7 @@ pub fn load(job: &Job, path: &Path, tracker: &Tracker) -> Result<DataSet> {
     let found = match job.format {
         Format::ClassFolders => images::class_folders(&files, tracker)?,
         Format::Manifest => images::manifest(&files, job, tracker)?,
+        Format::Rows if job.spec.input.text.is_some() => texts::read(path, job)?,
         Format::Rows => rows::read(path, job)?,
         Format::Series => series::read(path, job)?,
     };

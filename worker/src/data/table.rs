@@ -1,7 +1,8 @@
-//! Tables: CSV with a header, or Parquet by its record reader, both given row by row as text. Which column plays which
+//! Tables: CSV with a header, JSON lines, or Parquet by its record reader, all given row by row as text. Which column plays which
 //! role is found here by name.
 
 use super::files::FileRef;
+use super::jsonl::Lines;
 use crate::error::{COLUMN_ABSENT, DATA_FORMAT, DECOMPRESSION_BOMB, Result, WorkerError};
 use fleetune_crds::Columns;
 use k8s_openapi::jiff::Timestamp;
@@ -25,6 +26,7 @@ pub struct Table {
 enum Kind {
     Csv(Box<csv::Reader<BufReader<std::io::Take<File>>>>),
     Parquet(Box<SerializedFileReader<File>>),
+    Lines(Lines),
 }
 
 impl Table {
@@ -36,7 +38,7 @@ impl Table {
         Self::csv(file.take(at.size))
     }
 
-    /// Opens the table in the file at `path`: Parquet by its first bytes, else CSV.
+    /// Opens the table in the file at `path`: Parquet and JSON lines by their first bytes, else CSV.
     pub fn open_path(path: &Path) -> Result<Self> {
         let io = |e: std::io::Error| WorkerError::io("reading", path, &e);
         let mut file = File::open(path).map_err(io)?;
@@ -51,6 +53,10 @@ impl Table {
                 DATA_FORMAT,
                 "the table is compressed with gzip: unpack it first",
             ));
+        }
+        if magic[..n].trim_ascii_start().first() == Some(&b'{') {
+            let (lines, columns) = Lines::open(file)?;
+            return Self::named(columns, Kind::Lines(lines));
         }
         Self::csv(file.take(u64::MAX))
     }
@@ -129,6 +135,7 @@ impl Table {
     pub fn for_each(self, mut each: impl FnMut(u64, &[&str]) -> Result<()>) -> Result<()> {
         let width = self.columns.len();
         match self.kind {
+            Kind::Lines(lines) => lines.for_each(&self.columns, each)?,
             Kind::Csv(mut reader) => {
                 let mut record = csv::StringRecord::new();
                 let mut number = 0;
@@ -195,20 +202,7 @@ pub struct Roles {
 impl Roles {
     /// Finds the columns that the spec names.
     pub fn find(columns: &Columns, have: &[String]) -> Result<Self> {
-        let find = |name: &str, role: &str| {
-            have.iter().position(|c| c == name).ok_or_else(|| {
-                let some: Vec<&str> = have.iter().take(12).map(String::as_str).collect();
-                WorkerError::bad(
-                    COLUMN_ABSENT,
-                    format!(
-                        "there is no column {name:?} (spec.dataset.columns.{role}); the table has {} columns: {}{}",
-                        have.len(),
-                        some.join(", "),
-                        if have.len() > some.len() { ", …" } else { "" }
-                    ),
-                )
-            })
-        };
+        let find = |name: &str, role: &str| column(have, name, role);
         let optional = |name: &Option<String>, role: &str| name.as_deref().map(|n| find(n, role)).transpose();
         let label = find(&columns.label, "label")?;
         let group = optional(&columns.group, "group")?;
@@ -234,6 +228,22 @@ impl Roles {
             values,
         })
     }
+}
+
+/// Where the column `name` is among those that a table has; `role` is its field under `spec.dataset.columns`.
+pub fn column(have: &[String], name: &str, role: &str) -> Result<usize> {
+    have.iter().position(|c| c == name).ok_or_else(|| {
+        let some: Vec<&str> = have.iter().take(12).map(String::as_str).collect();
+        WorkerError::bad(
+            COLUMN_ABSENT,
+            format!(
+                "there is no column {name:?} (spec.dataset.columns.{role}); the table has {} columns: {}{}",
+                have.len(),
+                some.join(", "),
+                if have.len() > some.len() { ", …" } else { "" }
+            ),
+        )
+    })
 }
 
 /// A time in seconds: a number, or RFC 3339.

@@ -1,5 +1,7 @@
 //! Data sets of every format, good and bad. Each bad one has its own reason and a message that says where.
 
+mod texts;
+
 use super::testing::{crc32, job, pictures, png, tar_of};
 use super::*;
 use crate::error::*;

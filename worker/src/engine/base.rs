@@ -2,15 +2,16 @@
 //! what lies before it is frozen. It decides where the cut is; it trains nothing.
 
 use super::check::{ExternalFiles, node_name, parse_model};
-use super::graph::{Graph, shapes};
+use super::graph::{Feed, Graph, shape_of, shapes};
 use super::names::{Wiring, prefix_graph};
 use super::{build, pb};
 use crate::error::{
     FEATURES_NOT_FOUND, INPUT_SHAPE, MODEL_MISMATCH, MODEL_TOO_LARGE, NOT_ONNX, Result, UNSUPPORTED_OPERATOR,
     WorkerError,
 };
-use crate::pipeline::TensorSpec;
+use crate::pipeline::{INPUT_IDS, INPUT_MASK, Kind, TensorSpec};
 use fleetune_crds::Input;
+use pb::tensor_proto::DataType;
 use pb::type_proto::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -26,8 +27,11 @@ const MAX_LISTED: usize = 12;
 /// A checked base model.
 pub struct Base {
     model: pb::ModelProto,
-    input: String,
+    inputs: Vec<String>,
 }
+
+/// Name of the optional third input of a text encoder: always 0 here, because a sample is one text.
+pub const INPUT_TYPES: &str = "token_type_ids";
 
 /// What is left of a base model in front of the cut.
 #[derive(Clone, Debug)]
@@ -36,10 +40,15 @@ pub struct Backbone {
     pub nodes: Vec<pb::NodeProto>,
     /// Frozen tensors in graph order, all with raw bytes.
     pub initializers: Vec<pb::TensorProto>,
-    /// Name of the input.
-    pub input: String,
+    /// Names of the inputs that are read.
+    pub inputs: Vec<String>,
     /// Name of the feature tensor.
     pub features: String,
+    /// Whether that is one vector a token, `[1, tokens, width]`, which the graph pools.
+    pub by_token: bool,
+    /// Of texts: how many different tokens there are; a larger number would lie outside a table, which the engine does
+    /// not survive. 0 where samples are no texts.
+    pub vocabulary: usize,
     /// Features of one sample.
     pub width: usize,
     /// The model's operator sets.
@@ -82,19 +91,47 @@ impl Base {
             .iter()
             .filter(|i| !given.contains(i.name.as_str()))
             .collect();
-        let [input] = inputs[..] else {
-            let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-            return Err(WorkerError::bad(
-                INPUT_SHAPE,
-                format!(
-                    "the base model takes {} inputs ({}), one is needed",
-                    names.len(),
-                    names.join(", ")
-                ),
-            ));
+        let inputs = inputs.into_iter().map(|i| i.name.clone()).collect();
+        Ok(Self { model, inputs })
+    }
+
+    /// Whether the model's inputs are those that samples of this kind have.
+    fn check_names(&self, kind: Kind<'_>) -> Result<()> {
+        let has = |name: &str| self.inputs.iter().any(|i| i == name);
+        let (fits, needed) = match kind {
+            Kind::Image(_) | Kind::Sensor(_) => (self.inputs.len() == 1, "one is needed".to_owned()),
+            Kind::Text(_) => (
+                has(INPUT_IDS)
+                    && has(INPUT_MASK)
+                    && self
+                        .inputs
+                        .iter()
+                        .all(|i| [INPUT_IDS, INPUT_MASK, INPUT_TYPES].contains(&i.as_str())),
+                format!("a text needs {INPUT_IDS}, {INPUT_MASK} and, if you like, {INPUT_TYPES}"),
+            ),
         };
-        let input = input.name.clone();
-        Ok(Self { model, input })
+        if fits {
+            return Ok(());
+        }
+        Err(WorkerError::bad(
+            INPUT_SHAPE,
+            format!(
+                "the base model takes {} inputs ({}), {needed}",
+                self.inputs.len(),
+                self.inputs.join(", ")
+            ),
+        ))
+    }
+
+    /// What each input takes for one sample of this kind.
+    fn feeds(&self, kind: Kind<'_>) -> Vec<Feed> {
+        let (shape, kind) = model_shape(kind);
+        let feed = |name: &String| Feed {
+            name: name.clone(),
+            kind,
+            shape: shape.clone(),
+        };
+        self.inputs.iter().map(feed).collect()
     }
 
     fn graph(&self) -> Result<&pb::GraphProto> {
@@ -105,9 +142,13 @@ impl Base {
     }
 
     /// Cuts the model at `features` (by default the input of the last MatMul or Gemm) for samples of the form `input`.
-    pub fn cut(&self, features: Option<&str>, input: &Input, tensor: &TensorSpec) -> Result<Backbone> {
-        let want = model_shape(input)?;
-        self.check_input(&want)?;
+    pub fn cut(&self, features: Option<&str>, input: &Input, tensors: &[TensorSpec]) -> Result<Backbone> {
+        let kind = Kind::of(input)?;
+        self.check_names(kind)?;
+        let want = self.feeds(kind);
+        for feed in &want {
+            self.check_input(feed)?;
+        }
         let graph = self.graph()?;
         let wiring = Wiring::of(graph);
         let name = match features {
@@ -118,7 +159,9 @@ impl Base {
                     &format!("the base model has no tensor {name:?} that a node gives"),
                 ));
             }
-            None => default_features(graph, &wiring)
+            None => self
+                .output_by_token(kind, &want)
+                .or_else(|| default_features(graph, &wiring))
                 .ok_or_else(|| self.no_features(&want, "the base model has no MatMul or Gemm with constant weights"))?,
         };
         let alive = wiring.alive(graph, &name);
@@ -131,7 +174,8 @@ impl Base {
                 part.node.push(node.clone());
             }
         }
-        if !used.contains(&self.input) {
+        let read: Vec<&String> = self.inputs.iter().filter(|i| used.contains(*i)).collect();
+        if read.is_empty() {
             return Err(self.no_features(
                 &want,
                 &format!("the tensor {name:?} does not depend on the model's input"),
@@ -148,13 +192,25 @@ impl Base {
         let mut backbone = Backbone {
             nodes,
             initializers,
-            input: format!("{PREFIX}{}", self.input),
+            inputs: read.iter().map(|i| format!("{PREFIX}{i}")).collect(),
             features: format!("{PREFIX}{name}"),
+            by_token: false,
+            vocabulary: 0,
             width: 0,
             opset: self.model.opset_import.clone(),
             ir_version: self.model.ir_version,
         };
-        let typed = Graph::build(&build::features_model(&backbone, input, tensor)?, None, tensor)?;
+        if let Kind::Text(text) = kind {
+            backbone.vocabulary = vocabulary(&backbone).ok_or_else(|| {
+                WorkerError::bad(
+                    INPUT_SHAPE,
+                    format!("the base model looks up no table of words by {INPUT_IDS}: is it an encoder of texts?"),
+                )
+            })?;
+            let shape = shape_of(&build::cut_model(&backbone, kind, tensors)?, tensors)?;
+            backbone.by_token = is_by_token(&shape, text.max_tokens);
+        }
+        let typed = Graph::build(&build::features_model(&backbone, input, tensors)?, None, tensors)?;
         backbone.width = typed.outputs();
         if !(1..=MAX_FEATURES).contains(&backbone.width) {
             return Err(self.no_features(
@@ -168,12 +224,28 @@ impl Base {
         Ok(backbone)
     }
 
-    fn check_input(&self, want: &[usize]) -> Result<()> {
+    /// The first output with one vector a token, where samples are texts.
+    fn output_by_token(&self, kind: Kind<'_>, want: &[Feed]) -> Option<String> {
+        let Kind::Text(text) = kind else { return None };
+        let known = shapes(&self.model, want);
+        let outputs = self.graph().ok()?.output.iter();
+        outputs
+            .map(|o| &o.name)
+            .find(|name| {
+                known
+                    .get(*name)
+                    .is_some_and(|shape| is_by_token(shape, text.max_tokens))
+            })
+            .cloned()
+    }
+
+    fn check_input(&self, feed: &Feed) -> Result<()> {
+        let Feed { name, shape: want, .. } = feed;
         let graph = self.graph()?;
         let info = graph
             .input
             .iter()
-            .find(|i| i.name == self.input)
+            .find(|i| i.name == *name)
             .and_then(|i| i.r#type.as_ref());
         let Some(pb::TypeProto {
             value: Some(Value::TensorType(tensor)),
@@ -182,12 +254,12 @@ impl Base {
         else {
             return Ok(());
         };
-        if tensor.elem_type != pb::tensor_proto::DataType::Float as i32 {
+        if tensor.elem_type != feed.kind as i32 {
             return Err(WorkerError::bad(
                 INPUT_SHAPE,
                 format!(
-                    "the base model's input {:?} has element type {}, f32 is needed",
-                    self.input, tensor.elem_type
+                    "the base model's input {name:?} has element type {}, {:?} is needed",
+                    tensor.elem_type, feed.kind
                 ),
             ));
         }
@@ -215,15 +287,14 @@ impl Base {
         Err(WorkerError::bad(
             INPUT_SHAPE,
             format!(
-                "the base model's input {:?} has shape [{}], spec.input gives {want:?} (one sample at a time): change \
+                "the base model's input {name:?} has shape [{}], spec.input gives {want:?} (one sample at a time): change \
                  spec.input, or export the model for that shape",
-                self.input,
                 shown.join(", ")
             ),
         ))
     }
 
-    fn no_features(&self, want: &[usize], why: &str) -> WorkerError {
+    fn no_features(&self, want: &[Feed], why: &str) -> WorkerError {
         let listed: Vec<String> = self
             .candidates(want)
             .into_iter()
@@ -243,10 +314,10 @@ impl Base {
     }
 
     /// Tensors that can be features, nearest to the output first, with their shapes for one sample.
-    pub fn candidates(&self, want: &[usize]) -> Vec<(String, String)> {
+    pub fn candidates(&self, want: &[Feed]) -> Vec<(String, String)> {
         let Ok(graph) = self.graph() else { return Vec::new() };
         let wiring = Wiring::of(graph);
-        let known = shapes(&self.model, &self.input, want);
+        let known = shapes(&self.model, want);
         let mut names: Vec<&str> = graph.output.iter().map(|o| o.name.as_str()).collect();
         for node in graph.node.iter().rev() {
             match node.op_type.as_str() {
@@ -264,21 +335,57 @@ impl Base {
             .into_iter()
             .filter(|n| wiring.producer(n).is_some() && seen.insert(*n))
             .take(MAX_LISTED)
-            .map(|n| (n.to_owned(), known.get(n).cloned().unwrap_or_else(|| "[?]".to_owned())))
+            .map(|n| {
+                let shape = known
+                    .get(n)
+                    .map_or_else(|| "[?]".to_owned(), |shape| format!("{shape:?}"));
+                (n.to_owned(), shape)
+            })
             .collect()
     }
 }
 
-/// The shape that the base model takes for one sample.
-pub fn model_shape(input: &Input) -> Result<Vec<usize>> {
-    match (&input.image, &input.sensor) {
-        (Some(image), None) => Ok(vec![1, 3, image.size as usize, image.size as usize]),
-        (None, Some(sensor)) => Ok(vec![1, sensor.channels as usize, sensor.window as usize]),
-        _ => Err(WorkerError::bad(
-            crate::error::INVALID_JOB,
-            "spec.input: name exactly one of image and sensor",
-        )),
+/// Shape and element type of what each input of the base model takes for one sample.
+fn model_shape(kind: Kind<'_>) -> (Vec<usize>, DataType) {
+    match kind {
+        Kind::Image(image) => (vec![1, 3, image.size as usize, image.size as usize], DataType::Float),
+        Kind::Sensor(sensor) => (
+            vec![1, sensor.channels as usize, sensor.window as usize],
+            DataType::Float,
+        ),
+        Kind::Text(text) => (vec![1, text.max_tokens as usize], DataType::Int64),
     }
+}
+
+/// Rows of the smallest table that is looked up by the numbers of the tokens, as they are or reshaped; at least 2.
+fn vocabulary(backbone: &Backbone) -> Option<usize> {
+    let mut ids = BTreeSet::from([format!("{PREFIX}{INPUT_IDS}")]);
+    let mut rows: Option<usize> = None;
+    for node in &backbone.nodes {
+        let reads = |at: usize| node.input.get(at).is_some_and(|name| ids.contains(name));
+        match node.op_type.as_str() {
+            "Cast" | "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" if reads(0) => {
+                ids.extend(node.output.iter().cloned());
+            }
+            "Gather" if reads(1) => {
+                let axis = node.attribute.iter().find(|a| a.name == "axis").map_or(0, |a| a.i);
+                let table = backbone
+                    .initializers
+                    .iter()
+                    .find(|t| Some(&t.name) == node.input.first())?;
+                let length = table.dims.get(usize::try_from(axis).ok()?)?;
+                let length = usize::try_from(*length).ok()?;
+                rows = Some(rows.map_or(length, |rows| rows.min(length)));
+            }
+            _ => {}
+        }
+    }
+    rows.filter(|rows| *rows >= 2)
+}
+
+/// Whether a tensor of one text is one vector a token.
+fn is_by_token(shape: &[usize], tokens: u32) -> bool {
+    matches!(shape, [1, n, _] if *n == tokens as usize)
 }
 
 /// The input of the last MatMul or Gemm with constant weights that an output depends on.

@@ -1,11 +1,11 @@
 //! Writes graphs: the steps in front of a backbone, the backbone, and a head behind it. Everything that ONNX can say is
 //! said here, so that a client in any language only decodes and resizes.
 
-use super::base::Backbone;
+use super::base::{Backbone, INPUT_TYPES, PREFIX};
 use super::check::{element_size, elements};
 use super::pb;
 use crate::error::{INTERNAL, Result, WorkerError};
-use crate::pipeline::{Dtype, TensorSpec};
+use crate::pipeline::{Dtype, INPUT_IDS, INPUT_MASK, Kind, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED};
 use fleetune_crds::{Activation, Input};
 use pb::attribute_proto::AttributeType;
@@ -23,6 +23,8 @@ const ALIGN: usize = 64;
 /// Frozen tensors below this many bytes stay in the graph: shapes, bounds of clips, scales of resizes, which runtimes
 /// read while they type the graph.
 const MIN_EXTERNAL: usize = 128;
+/// A vector shorter than this has no direction, and stays as it is but for the scale.
+const LEAST_LENGTH: f32 = 1e-12;
 /// The oldest IR version that is written.
 const IR_VERSION: i64 = 8;
 
@@ -112,14 +114,25 @@ fn raw(mut tensor: pb::TensorProto) -> Result<pb::TensorProto> {
     Ok(tensor)
 }
 
-/// A graph from a raw tensor to the flat features.
-pub fn features_model(backbone: &Backbone, input: &Input, tensor: &TensorSpec) -> Result<pb::ModelProto> {
-    let mut graph = before(backbone, input, tensor)?;
+/// A graph from raw tensors to the tensor at the cut, as it is.
+pub fn cut_model(backbone: &Backbone, kind: Kind<'_>, tensors: &[TensorSpec]) -> Result<pb::ModelProto> {
+    let mut graph = before(backbone, kind, tensors)?;
+    graph.output.push(info(&backbone.features, DataType::Float, &[]));
+    Ok(model(backbone, graph))
+}
+
+/// A graph from raw tensors to the flat features. Of a text it can be given several at a time.
+pub fn features_model(backbone: &Backbone, input: &Input, tensors: &[TensorSpec]) -> Result<pb::ModelProto> {
+    let kind = Kind::of(input)?;
+    let mut graph = before(backbone, kind, tensors)?;
+    let features = pooled(&mut graph, backbone);
     graph
         .node
-        .push(node("Reshape", &[&backbone.features, "steps/flat"], "features", vec![]));
-    graph.initializer.push(ints("steps/flat", &[1, -1]));
-    graph.output.push(info("features", DataType::Float, &[1, -1]));
+        .push(node("Reshape", &[&features, "steps/flat"], "features", vec![]));
+    // 0 is the dimension as it is.
+    let rows = i64::from(!matches!(kind, Kind::Text(_)));
+    graph.initializer.push(ints("steps/flat", &[rows, -1]));
+    graph.output.push(info("features", DataType::Float, &[-1, -1]));
     Ok(model(backbone, graph))
 }
 
@@ -127,19 +140,17 @@ pub fn features_model(backbone: &Backbone, input: &Input, tensor: &TensorSpec) -
 pub fn full_model(
     backbone: &Backbone,
     input: &Input,
-    tensor: &TensorSpec,
+    tensors: &[TensorSpec],
     output: &TensorSpec,
     head: &Head,
 ) -> Result<pb::ModelProto> {
-    let mut graph = before(backbone, input, tensor)?;
+    let mut graph = before(backbone, Kind::of(input)?, tensors)?;
+    let features = pooled(&mut graph, backbone);
     let width = i64::try_from(backbone.width).unwrap_or(-1);
     graph.initializer.push(ints("steps/flat", &[1, width]));
-    graph.node.push(node(
-        "Reshape",
-        &[&backbone.features, "steps/flat"],
-        "head/features",
-        vec![],
-    ));
+    graph
+        .node
+        .push(node("Reshape", &[&features, "steps/flat"], "head/features", vec![]));
     graph
         .initializer
         .push(floats("head/mean", &[1, backbone.width], &head.mean));
@@ -194,19 +205,22 @@ pub(super) fn operator(activation: Activation) -> &'static str {
     }
 }
 
-/// The input, the steps, and the backbone.
-pub(super) fn before(backbone: &Backbone, input: &Input, tensor: &TensorSpec) -> Result<pb::GraphProto> {
+/// The inputs, the steps, and the backbone.
+pub(super) fn before(backbone: &Backbone, kind: Kind<'_>, tensors: &[TensorSpec]) -> Result<pb::GraphProto> {
     let mut graph = pb::GraphProto {
         name: "fleetune".to_owned(),
         ..Default::default()
     };
-    let kind = match tensor.dtype {
-        Dtype::Uint8 => DataType::Uint8,
-        Dtype::Fp32 => DataType::Float,
-    };
-    graph.input.push(info(&tensor.name, kind, &dims(&tensor.shape)));
-    match (&input.image, &input.sensor) {
-        (Some(image), _) => {
+    for tensor in tensors {
+        let kind = match tensor.dtype {
+            Dtype::Uint8 => DataType::Uint8,
+            Dtype::Fp32 => DataType::Float,
+            Dtype::Int64 => DataType::Int64,
+        };
+        graph.input.push(info(&tensor.name, kind, &dims(&tensor.shape)));
+    }
+    match (kind, tensors, &backbone.inputs[..]) {
+        (Kind::Image(image), [tensor], [input]) => {
             let scalar = |name: &str, v: f64| floats(name, &[], &[v as f32]);
             graph.initializer.push(scalar("steps/mean", image.mean.get()));
             graph.initializer.push(scalar("steps/std", image.std.get()));
@@ -232,16 +246,85 @@ pub(super) fn before(backbone: &Backbone, input: &Input, tensor: &TensorSpec) ->
                 .push(node("Sub", &["steps/planes", "steps/mean"], "steps/centred", vec![]));
             graph
                 .node
-                .push(node("Div", &["steps/centred", "steps/std"], &backbone.input, vec![]));
+                .push(node("Div", &["steps/centred", "steps/std"], input, vec![]));
         }
-        (None, Some(_)) => graph
-            .node
-            .push(node("Identity", &[&tensor.name], &backbone.input, vec![])),
-        (None, None) => return Err(WorkerError::bad(INTERNAL, "an input of neither kind")),
+        (Kind::Sensor(_), [tensor], [input]) => graph.node.push(node("Identity", &[&tensor.name], input, vec![])),
+        (Kind::Text(_), [ids, mask], inputs) => {
+            for input in inputs {
+                graph.node.push(match input.trim_start_matches(PREFIX) {
+                    INPUT_IDS => node("Identity", &[&ids.name], input, vec![]),
+                    INPUT_MASK => node("Identity", &[&mask.name], input, vec![]),
+                    // A sample is one text, so the type of every token is that of the first: 0.
+                    INPUT_TYPES => node("Sub", &[&ids.name, &ids.name], input, vec![]),
+                    other => {
+                        return Err(WorkerError::bad(INTERNAL, format!("a text gives no input {other:?}")));
+                    }
+                });
+            }
+        }
+        _ => return Err(WorkerError::bad(INTERNAL, "inputs that do not go with each other")),
     }
     graph.initializer.extend(backbone.initializers.iter().cloned());
     graph.node.extend(backbone.nodes.iter().cloned());
     Ok(graph)
+}
+
+/// Where the features are one vector a token, their mean over the text's own tokens, scaled to unit length:
+/// `mean = sum(mask * features) / sum(mask)`, `pooled = mean / |mean|`. Gives the name of the tensor, `[1, width]`.
+pub(super) fn pooled(graph: &mut pb::GraphProto, backbone: &Backbone) -> String {
+    if !backbone.by_token {
+        return backbone.features.clone();
+    }
+    let opset = backbone.opset.iter().find(|o| o.domain.is_empty());
+    let opset = opset.map_or(1, |o| o.version);
+    // The axes of a reduction were an attribute before they became an input.
+    let axes = |since: i64| {
+        let attribute = pb::AttributeProto {
+            name: "axes".to_owned(),
+            r#type: AttributeType::Ints as i32,
+            ints: vec![1],
+            ..Default::default()
+        };
+        if opset < since {
+            (vec![], vec![attribute])
+        } else {
+            (vec!["steps/axis"], vec![])
+        }
+    };
+    let reduce = |operator: &str, since: i64, from: &str, to: &str, keep: i64| {
+        let (inputs, mut attributes) = axes(since);
+        attributes.push(int("keepdims", keep));
+        let inputs: Vec<&str> = std::iter::once(from).chain(inputs).collect();
+        node(operator, &inputs, to, attributes)
+    };
+    let nodes = [
+        node(
+            "Cast",
+            &[INPUT_MASK],
+            "steps/mask",
+            vec![int("to", i64::from(DataType::Float as i32))],
+        ),
+        node(
+            "Reshape",
+            &["steps/mask", "steps/columns"],
+            "steps/mask/columns",
+            vec![],
+        ),
+        node("Mul", &[&backbone.features, "steps/mask/columns"], "steps/own", vec![]),
+        reduce("ReduceSum", 13, "steps/own", "steps/sum", 0),
+        reduce("ReduceSum", 13, "steps/mask", "steps/count", 1),
+        node("Div", &["steps/sum", "steps/count"], "steps/average", vec![]),
+        reduce("ReduceL2", 18, "steps/average", "steps/length", 1),
+        node("Max", &["steps/length", "steps/least"], "steps/length/safe", vec![]),
+        node("Div", &["steps/average", "steps/length/safe"], "steps/pooled", vec![]),
+    ];
+    graph.node.extend(nodes);
+    graph.initializer.push(ints("steps/columns", &[0, -1, 1]));
+    if opset >= 13 {
+        graph.initializer.push(ints("steps/axis", &[1]));
+    }
+    graph.initializer.push(floats("steps/least", &[], &[LEAST_LENGTH]));
+    "steps/pooled".to_owned()
 }
 
 pub(super) fn model(backbone: &Backbone, graph: pb::GraphProto) -> pb::ModelProto {

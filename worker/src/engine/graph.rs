@@ -1,9 +1,9 @@
-//! The graph of a version, made ready to run on one sample at a time.
+//! The graph of a version, made ready to run.
 
 use super::base::PREFIX;
 use super::check::{MAX_GRAPH_BYTES, external_files, node_name, parse_model};
 use super::pb;
-use crate::error::{INPUT_SHAPE, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
+use crate::error::{INPUT_SHAPE, INTERNAL, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
 use fleetune_gradient::nhwc::{FConv, Isa, rewrite};
@@ -12,23 +12,38 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
+use tract_onnx::tract_hir::internal::DimLike;
 
-/// A plan for one sample. Sharing it between threads is cheap; each run has its own state.
+/// A plan for one sample, or for so many texts at a time. Sharing it between threads is cheap; each run has its own state.
 pub struct Graph {
     plan: Arc<TypedRunnableModel>,
     outputs: usize,
+    rows: usize,
+    tokens: Tokens,
+}
+
+/// Largest difference, as a share of the largest value, that padding may make for the engine to leave it out.
+const PADDING_TOLERANCE: f32 = 1e-3;
+
+/// How many tokens of a text a plan takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tokens {
+    /// As many as the text has, so that no time goes into padding.
+    Own,
+    /// Always so many, because the model's shapes cannot be told otherwise. 0 where samples are no texts.
+    All(usize),
 }
 
 impl Graph {
     /// Opens the graph of the version in `dir`, whose tensors may lie in the version's two weight files only.
-    pub fn open(dir: &Path, input: &TensorSpec, output: &TensorSpec) -> Result<Self> {
+    pub fn open(dir: &Path, inputs: &[TensorSpec], output: &TensorSpec) -> Result<Self> {
         let bytes = read_bounded(&dir.join(MODEL), MAX_GRAPH_BYTES)?;
         let mut model = parse_model(&bytes, &external_files(dir, &[BACKBONE, TUNED])?)?;
         super::fold::fold(&mut model, dir)?;
         let folder = dir
             .to_str()
             .ok_or_else(|| WorkerError::bad(INVALID_VERSION, "the version's folder has a name that is not UTF-8"))?;
-        let graph = Self::build(&model, Some(folder), input)?;
+        let graph = Self::build(&model, Some(folder), inputs)?;
         let outputs: usize = output.shape.iter().product();
         if graph.outputs != outputs {
             return Err(WorkerError::bad(
@@ -42,23 +57,74 @@ impl Graph {
         Ok(graph)
     }
 
-    /// Makes a plan of `model` for one sample of the form `input`; the first output is the result, as f32.
-    pub fn build(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) -> Result<Self> {
-        Self::build_with(model, folder, input, Some(Isa::native()))
+    /// Makes a plan of `model` for one sample of the form `inputs`; the first output is the result, as f32.
+    pub fn build(model: &pb::ModelProto, folder: Option<&str>, inputs: &[TensorSpec]) -> Result<Self> {
+        Self::build_rows(model, folder, inputs, 1)
     }
 
     /// As [`Graph::build`], with the convolution kernels of `isa`, or with tract's own convolutions.
     pub fn build_with(
         model: &pb::ModelProto,
         folder: Option<&str>,
-        input: &TensorSpec,
+        inputs: &[TensorSpec],
         isa: Option<Isa>,
     ) -> Result<Self> {
-        let typed = ready(model, folder, input, isa)?;
+        Self::plan(model, folder, inputs, 1, Tokens::All(most_tokens(inputs)), isa)
+    }
+
+    /// Makes a plan of `model` for `rows` texts at a time.
+    pub fn build_rows(
+        model: &pb::ModelProto,
+        folder: Option<&str>,
+        inputs: &[TensorSpec],
+        rows: usize,
+    ) -> Result<Self> {
+        let most = most_tokens(inputs);
+        if most > 0 {
+            // Most encoders take any length; some are exported for one.
+            let any = Self::plan(model, folder, inputs, rows, Tokens::Own, None);
+            match any.and_then(|graph| Ok((graph.ignores_padding(most)?, graph))) {
+                Ok((true, graph)) => return Ok(graph),
+                Ok(_) => tracing::debug!("the graph answers otherwise where a text is padded"),
+                Err(error) => tracing::debug!(%error, "the graph does not take texts of any length"),
+            }
+        }
+        Self::plan(model, folder, inputs, rows, Tokens::All(most), Some(Isa::native()))
+    }
+
+    /// Whether the answer to a short text is the same with and without padding to `most` tokens.
+    fn ignores_padding(&self, most: usize) -> Result<bool> {
+        let mask = (0..most).map(|i| i64::from(i < 2)).collect();
+        // Padding that were a copy of the text could not be told from it.
+        let ids = (0..most).map(|i| i64::from(i == 0)).collect();
+        let text = Prepared::tokens(ids, mask)?;
+        let (own, padded) = (self.run_tokens(&[&text], 2)?, self.run_tokens(&[&text], most)?);
+        let (Some(own), Some(padded)) = (own.first(), padded.first()) else {
+            return Ok(false);
+        };
+        let largest = padded.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= PADDING_TOLERANCE * largest;
+        Ok(self.outputs > 0 && own.len() == padded.len() && own.iter().zip(padded).all(close))
+    }
+
+    fn plan(
+        model: &pb::ModelProto,
+        folder: Option<&str>,
+        inputs: &[TensorSpec],
+        rows: usize,
+        tokens: Tokens,
+        isa: Option<Isa>,
+    ) -> Result<Self> {
+        let typed = ready(model, folder, inputs, rows, tokens, isa)?;
         let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
-        let outputs = fact.shape.as_concrete().map_or(0, |shape| shape.iter().product());
+        let values: usize = fact.shape.as_concrete().map_or(0, |shape| shape.iter().product());
         let plan = typed.into_runnable().map_err(|e| refused(model, &e))?;
-        Ok(Self { plan, outputs })
+        Ok(Self {
+            plan,
+            outputs: values / rows,
+            rows,
+            tokens,
+        })
     }
 
     /// Number of values that [`Graph::run`] gives; 0 where the graph does not say.
@@ -72,41 +138,99 @@ impl Graph {
         nodes.iter().filter(|n| n.op_is::<FConv>()).count()
     }
 
+    /// Samples that a plan takes at a time.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Runs one sample.
     pub fn run(&self, prepared: &Prepared) -> Result<Vec<f32>> {
-        let given = prepared_tensors(prepared)?.into_iter().map(IntoTValue::into_tvalue);
-        let result = self.plan.run(given.collect()).map_err(failed_run)?;
+        self.run_rows(&[prepared])?
+            .pop()
+            .ok_or_else(|| WorkerError::bad(INTERNAL, "a run without an answer"))
+    }
+
+    /// Runs as many texts as the plan takes, or fewer; an answer for each. Texts of one length cost no padding.
+    pub fn run_rows(&self, prepared: &[&Prepared]) -> Result<Vec<Vec<f32>>> {
+        let (Some(first), true) = (prepared.first(), prepared.len() <= self.rows) else {
+            return Err(WorkerError::bad(
+                INTERNAL,
+                format!("{} samples for a plan of {}", prepared.len(), self.rows),
+            ));
+        };
+        if let Prepared::Tokens { .. } = first {
+            let tokens = match self.tokens {
+                Tokens::Own => prepared.iter().map(|p| p.used()).max().unwrap_or(0),
+                Tokens::All(tokens) => tokens,
+            };
+            return self.run_tokens(prepared, tokens);
+        }
+        let given = prepared_tensors(first)?.into_iter().map(IntoTValue::into_tvalue);
+        self.execute(given.collect(), 1)
+    }
+
+    /// Runs texts, cut to so many tokens each. Rows that are missing are the last one again.
+    fn run_tokens(&self, prepared: &[&Prepared], tokens: usize) -> Result<Vec<Vec<f32>>> {
+        let (mut ids, mut masks) = (Vec::new(), Vec::new());
+        let last = prepared.last().copied().into_iter().cycle();
+        for row in prepared.iter().copied().chain(last).take(self.rows) {
+            match row {
+                Prepared::Tokens { ids: own, mask } if own.len() >= tokens => {
+                    ids.extend_from_slice(&own[..tokens]);
+                    masks.extend_from_slice(&mask[..tokens]);
+                }
+                _ => return Err(WorkerError::bad(INTERNAL, "a text is shorter than the plan takes")),
+            }
+        }
+        let tensor = |values: &[i64]| Tensor::from_shape(&[self.rows, tokens], values).map_err(failed_run);
+        let inputs = tvec![tensor(&ids)?.into_tvalue(), tensor(&masks)?.into_tvalue()];
+        self.execute(inputs, prepared.len())
+    }
+
+    /// Runs the plan and gives the answers to the first `count` rows.
+    fn execute(&self, inputs: TVec<TValue>, count: usize) -> Result<Vec<Vec<f32>>> {
+        let result = self.plan.run(inputs).map_err(failed_run)?;
         let output = result[0].cast_to::<f32>().map_err(failed_run)?;
         let view = output.view();
-        view.as_slice::<f32>().map(<[f32]>::to_vec).map_err(failed_run)
+        let values = view.as_slice::<f32>().map_err(failed_run)?;
+        let one = (values.len() / self.rows).max(1);
+        Ok(values.chunks(one).take(count).map(<[f32]>::to_vec).collect())
     }
 }
 
-/// A sample as the graph takes it.
+/// A sample as the graph takes it; a text with all its padding.
 pub(super) fn prepared_tensors(prepared: &Prepared) -> Result<Vec<Tensor>> {
     let shape = prepared.shape();
-    let tensor = match prepared {
-        Prepared::Pixels { data, .. } => Tensor::from_shape(&shape, data),
-        Prepared::Window { data, .. } => Tensor::from_shape(&shape, data),
+    let tensors = match prepared {
+        Prepared::Pixels { data, .. } => vec![Tensor::from_shape(&shape, data)],
+        Prepared::Window { data, .. } => vec![Tensor::from_shape(&shape, data)],
+        Prepared::Tokens { ids, mask } => {
+            vec![
+                Tensor::from_shape(&[1, ids.len()], ids),
+                Tensor::from_shape(&[1, mask.len()], mask),
+            ]
+        }
     };
-    Ok(vec![tensor.map_err(failed_run)?])
+    tensors.into_iter().map(|t| t.map_err(failed_run)).collect()
 }
 
 /// A plan of a part of a graph for one sample, with all of the part's outputs.
-pub(super) fn plan(model: &pb::ModelProto, tensors: &[TensorSpec]) -> Result<Arc<TypedRunnableModel>> {
-    let [tensor] = tensors else {
-        return Err(WorkerError::bad(
-            crate::error::INTERNAL,
-            format!("the frozen part takes {} inputs", tensors.len()),
-        ));
-    };
-    let typed = ready(model, None, tensor, Some(Isa::native()))?;
+pub(super) fn plan(model: &pb::ModelProto, inputs: &[TensorSpec]) -> Result<Arc<TypedRunnableModel>> {
+    let tokens = Tokens::All(most_tokens(inputs));
+    let typed = ready(model, None, inputs, 1, tokens, Some(Isa::native()))?;
     typed.into_runnable().map_err(|e| refused(model, &e))
 }
 
 /// Types `model`, puts the convolution kernels of `isa` into it, or leaves tract's own, and makes it fast.
-fn ready(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec, isa: Option<Isa>) -> Result<TypedModel> {
-    type_model(model, folder, input)
+fn ready(
+    model: &pb::ModelProto,
+    folder: Option<&str>,
+    inputs: &[TensorSpec],
+    rows: usize,
+    tokens: Tokens,
+    isa: Option<Isa>,
+) -> Result<TypedModel> {
+    type_model(model, folder, inputs, rows, tokens)
         .and_then(|typed| match isa {
             Some(isa) => rewrite(&typed, isa).map_err(|e| refused(model, &e)),
             None => Ok(typed),
@@ -121,7 +245,22 @@ pub(super) fn failed_run(error: TractError) -> WorkerError {
     WorkerError::bad(UNSUPPORTED_OPERATOR, format!("running the model: {error:#}"))
 }
 
-fn type_model(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) -> Result<TypedModel> {
+/// Most tokens of a text, as its inputs say; 0 where samples are no texts.
+fn most_tokens(inputs: &[TensorSpec]) -> usize {
+    match inputs.first() {
+        Some(first) if first.dtype == Dtype::Int64 => first.shape.last().copied().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Types `model` for inputs of the form `inputs`, given in that order.
+fn type_model(
+    model: &pb::ModelProto,
+    folder: Option<&str>,
+    inputs: &[TensorSpec],
+    rows: usize,
+    tokens: Tokens,
+) -> Result<TypedModel> {
     let onnx = tract_onnx::onnx()
         .with_ignore_value_info(true)
         .with_ignore_output_shapes(true);
@@ -135,23 +274,50 @@ fn type_model(model: &pb::ModelProto, folder: Option<&str>, input: &TensorSpec) 
     }
     let mut inference = parsed.model;
     let sources = inference.input_outlets().map_err(failed)?.len();
-    if sources != 1 {
+    let mut outlets = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        outlets.extend(parsed.outlets_by_name.get(&input.name).copied());
+    }
+    if sources != inputs.len() || outlets.len() != inputs.len() {
+        let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
         return Err(WorkerError::bad(
             INPUT_SHAPE,
-            format!("the graph takes {sources} inputs, the pipeline gives one"),
+            format!(
+                "the graph takes {sources} inputs, the pipeline gives {}",
+                names.join(" and ")
+            ),
         ));
     }
-    let dtype = match input.dtype {
-        Dtype::Uint8 => u8::datum_type(),
-        Dtype::Fp32 => f32::datum_type(),
-    };
-    inference
-        .set_input_fact(0, InferenceFact::dt_shape(dtype, &input.shape))
-        .map_err(failed)?;
+    inference.set_input_outlets(&outlets).map_err(failed)?;
+    let any = inference.symbols.sym("tokens");
+    for (i, input) in inputs.iter().enumerate() {
+        let dtype = match input.dtype {
+            Dtype::Uint8 => u8::datum_type(),
+            Dtype::Fp32 => f32::datum_type(),
+            Dtype::Int64 => i64::datum_type(),
+        };
+        let mut shape: TVec<TDim> = input.shape.iter().map(ToDim::to_dim).collect();
+        if rows > 1 {
+            shape[0] = rows.to_dim();
+        }
+        if let (Tokens::Own, Some(last)) = (tokens, shape.last_mut()) {
+            *last = any.clone().into();
+        }
+        inference
+            .set_input_fact(i, InferenceFact::dt_shape(dtype, shape))
+            .map_err(failed)?;
+    }
     inference
         .into_typed()
         .and_then(TypedModel::into_decluttered)
         .map_err(failed)
+}
+
+/// The shape of the first output of `model` for one sample; empty where it cannot be told.
+pub fn shape_of(model: &pb::ModelProto, inputs: &[TensorSpec]) -> Result<Vec<usize>> {
+    let typed = type_model(model, None, inputs, 1, Tokens::All(most_tokens(inputs)))?;
+    let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
+    Ok(fact.shape.as_concrete().map(<[usize]>::to_vec).unwrap_or_default())
 }
 
 /// Whether the engine has an operator of this name.
@@ -160,25 +326,44 @@ pub fn knows(op_type: &str) -> bool {
     KNOWN.contains(op_type)
 }
 
+/// What an input of a base model takes for one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Feed {
+    /// The input.
+    pub name: String,
+    /// Its element type.
+    pub kind: pb::tensor_proto::DataType,
+    /// Its shape, with the batch of one.
+    pub shape: Vec<usize>,
+}
+
 /// The shapes of all tensors of `model` for one sample, as far as they can be told.
-pub fn shapes(model: &pb::ModelProto, input: &str, shape: &[usize]) -> BTreeMap<String, String> {
-    let find = || -> TractResult<BTreeMap<String, String>> {
+pub fn shapes(model: &pb::ModelProto, feeds: &[Feed]) -> BTreeMap<String, Vec<usize>> {
+    use pb::tensor_proto::DataType;
+    let find = || -> TractResult<BTreeMap<String, Vec<usize>>> {
         let onnx = tract_onnx::onnx()
             .with_ignore_value_info(true)
             .with_ignore_output_shapes(true);
         let parsed = onnx.parse(model, None)?;
         let mut inference = parsed.model;
-        if let Some(outlet) = parsed.outlets_by_name.get(input) {
-            inference.set_outlet_fact(*outlet, InferenceFact::dt_shape(f32::datum_type(), shape))?;
+        for feed in feeds {
+            let dtype = match feed.kind {
+                DataType::Int64 => i64::datum_type(),
+                _ => f32::datum_type(),
+            };
+            if let Some(outlet) = parsed.outlets_by_name.get(&feed.name) {
+                inference.set_outlet_fact(*outlet, InferenceFact::dt_shape(dtype, &feed.shape))?;
+            }
         }
         // What cannot be told stays unknown; the rest is still worth listing.
         let _ = inference.analyse(true);
         let mut known = BTreeMap::new();
         for (name, outlet) in &parsed.outlets_by_name {
             let fact = inference.outlet_fact(*outlet)?;
-            if let Some(shape) = fact.shape.concretize() {
-                let dims: Vec<String> = shape.iter().map(ToString::to_string).collect();
-                known.insert(name.clone(), format!("[{}]", dims.join(", ")));
+            let dims = fact.shape.concretize().unwrap_or_default();
+            let dims: Option<Vec<usize>> = dims.iter().map(|d| d.to_usize().ok()).collect();
+            if let (true, Some(shape)) = (fact.shape.concretize().is_some(), dims) {
+                known.insert(name.clone(), shape);
             }
         }
         Ok(known)

@@ -14,7 +14,7 @@ pub mod tunable;
 pub use base::{Backbone, Base};
 pub use check::{MAX_GRAPH_BYTES, external, external_files, parse_model};
 pub use fold::inside;
-pub use graph::{Graph, knows};
+pub use graph::{Feed, Graph, knows};
 /// ONNX as protocol buffer messages.
 pub use tract_onnx::pb;
 

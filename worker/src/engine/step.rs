@@ -110,6 +110,7 @@ fn datum_type(dtype: Dtype) -> DatumType {
     match dtype {
         Dtype::Uint8 => u8::datum_type(),
         Dtype::Fp32 => f32::datum_type(),
+        Dtype::Int64 => i64::datum_type(),
     }
 }
 

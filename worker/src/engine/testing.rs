@@ -220,6 +220,70 @@ pub fn attention_model() -> pb::ModelProto {
     model(&[-1, 2, 8], nodes, weights, "logits")
 }
 
+/// Width of what [`text_model`] gives.
+pub const TEXT_WIDTH: usize = 24;
+
+/// Texts of `words` different tokens: one layer of attention over 24 features a token, given as last_hidden_state.
+pub fn text_model(words: usize) -> pb::ModelProto {
+    let width = i64::try_from(TEXT_WIDTH).unwrap();
+    let perm = pb::AttributeProto {
+        name: "perm".to_owned(),
+        r#type: pb::attribute_proto::AttributeType::Ints as i32,
+        ints: vec![0, 2, 1],
+        ..Default::default()
+    };
+    let nodes = vec![
+        node("Gather", &["words", "input_ids"], "word", vec![]),
+        node("Gather", &["types", "token_type_ids"], "type", vec![]),
+        node("Add", &["word", "type"], "x", vec![]),
+        node("MatMul", &["x", "query"], "q", vec![]),
+        node("MatMul", &["x", "key"], "k", vec![]),
+        node("Transpose", &["k"], "turned", vec![perm]),
+        node("MatMul", &["q", "turned"], "scores", vec![]),
+        node(
+            "Cast",
+            &["attention_mask"],
+            "own",
+            vec![int("to", i64::from(DataType::Float as i32))],
+        ),
+        node("Reshape", &["own", "wide"], "own/wide", vec![]),
+        node("Sub", &["own/wide", "one"], "padding", vec![]),
+        node("Mul", &["padding", "far"], "far/padding", vec![]),
+        node("Add", &["scores", "far/padding"], "masked", vec![]),
+        node("Softmax", &["masked"], "shares", vec![int("axis", -1)]),
+        node("MatMul", &["shares", "x"], "mixed", vec![]),
+        node("Add", &["x", "mixed"], "sum", vec![]),
+        node("Tanh", &["sum"], "last_hidden_state", vec![]),
+    ];
+    // Noise that begins at another place for each tensor.
+    let weights = |name: &str, rows: usize, from: usize| {
+        let values = noise(from + rows * TEXT_WIDTH).split_off(from);
+        floats(name, &[rows, TEXT_WIDTH], &values)
+    };
+    let wide = pb::TensorProto {
+        name: "wide".to_owned(),
+        dims: vec![3],
+        data_type: DataType::Int64 as i32,
+        int64_data: vec![0, 1, -1],
+        ..Default::default()
+    };
+    let input = |name: &str| info(name, DataType::Int64, &[-1, -1]);
+    let mut model = model(&[], nodes, vec![], "last_hidden_state");
+    let graph = model.graph.get_or_insert_default();
+    graph.input = ["input_ids", "attention_mask", "token_type_ids"].map(input).to_vec();
+    graph.output = vec![info("last_hidden_state", DataType::Float, &[-1, -1, width])];
+    graph.initializer = vec![
+        weights("words", words, 0),
+        weights("types", 2, 17),
+        weights("query", TEXT_WIDTH, 31),
+        weights("key", TEXT_WIDTH, 43),
+        floats("one", &[], &[1.0]),
+        floats("far", &[], &[1e4]),
+        wide,
+    ];
+    model
+}
+
 /// A model's bytes and their SHA-256.
 pub fn encoded(model: &pb::ModelProto) -> (Vec<u8>, String) {
     use sha2::Digest;

@@ -1,5 +1,7 @@
 //! Base models that are not what they should be, cuts, and versions whose weights lie where they should not.
 
+mod texts;
+
 use super::build::{Head, Last, Layer, floats, full_model, int, node, write};
 use super::testing::{encoded, model, noise, picture_model, window_model};
 use super::*;
@@ -19,8 +21,8 @@ fn sensor_input(channels: u32, window: u32) -> Input {
 }
 
 fn cut(model: &pb::ModelProto, features: Option<&str>, input: &Input) -> Result<Backbone> {
-    let tensor = Pipeline::for_job(input, Task::Classification, 2)?.input;
-    Base::parse(&model.encode_to_vec())?.cut(features, input, &tensor)
+    let tensors = Pipeline::for_job(input, Task::Classification, 2)?.inputs;
+    Base::parse(&model.encode_to_vec())?.cut(features, input, &tensors)
 }
 
 #[test]
@@ -217,10 +219,9 @@ fn inputs_must_fit() {
     let mut two = window_model();
     let second = super::build::info("y", pb::tensor_proto::DataType::Float, &[1]);
     two.graph.as_mut().unwrap().input.push(second);
-    assert_eq!(
-        Base::parse(&two.encode_to_vec()).map(|_| ()).unwrap_err().reason(),
-        INPUT_SHAPE
-    );
+    let error = cut(&two, None, &sensor_input(2, 8)).unwrap_err();
+    assert_eq!(error.reason(), INPUT_SHAPE);
+    assert!(error.message().contains("2 inputs (x, y)"), "{error}");
     let mut fixed = window_model();
     fixed.graph.as_mut().unwrap().input[0] = super::build::info("x", pb::tensor_proto::DataType::Float, &[4, 2, 8]);
     let error = cut(&fixed, None, &sensor_input(2, 8)).unwrap_err();
@@ -247,7 +248,7 @@ fn written(dir: &Path, classes: usize) -> Pipeline {
     };
     write(
         dir,
-        full_model(&backbone, &input, &pipeline.input, &pipeline.output, &head).unwrap(),
+        full_model(&backbone, &input, &pipeline.inputs, &pipeline.output, &head).unwrap(),
         &std::collections::BTreeSet::new(),
     )
     .unwrap();
@@ -263,12 +264,12 @@ fn frozen_bytes_depend_on_model_and_cut_alone() {
     assert_eq!(read(&one, BACKBONE), read(&two, BACKBONE));
     assert_eq!(read(&one, BACKBONE).len(), 640 * 4);
     assert_ne!(read(&one, TUNED), read(&two, TUNED));
-    let graph = Graph::open(one.path(), &pipeline.input, &pipeline.output).unwrap();
+    let graph = Graph::open(one.path(), &pipeline.inputs, &pipeline.output).unwrap();
     let output = graph.run(&Prepared::window(2, 8, noise(16)).unwrap()).unwrap();
     assert_eq!(output.len(), 3);
     assert!((output.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     let wrong = Pipeline::for_job(&sensor_input(2, 8), Task::Classification, 4).unwrap();
-    assert!(Graph::open(one.path(), &wrong.input, &wrong.output).is_err());
+    assert!(Graph::open(one.path(), &wrong.inputs, &wrong.output).is_err());
 }
 
 #[test]
@@ -291,7 +292,7 @@ fn weights_that_lie_elsewhere_are_refused_before_memory_is_taken() {
         let tensor = tensors.iter_mut().find(|t| !t.external_data.is_empty()).unwrap();
         tensor.external_data.iter_mut().find(|e| e.key == key).unwrap().value = value.to_owned();
         std::fs::write(&path, model.encode_to_vec()).unwrap();
-        let error = Graph::open(dir.path(), &pipeline.input, &pipeline.output)
+        let error = Graph::open(dir.path(), &pipeline.inputs, &pipeline.output)
             .map(|_| ())
             .unwrap_err();
         assert!(matches!(error.reason(), EXTERNAL_DATA | NOT_ONNX), "{what}: {error}");
@@ -300,7 +301,7 @@ fn weights_that_lie_elsewhere_are_refused_before_memory_is_taken() {
     let pipeline = written(dir.path(), 3);
     std::fs::remove_file(dir.path().join(BACKBONE)).unwrap();
     std::os::unix::fs::symlink("/etc/hosts", dir.path().join(BACKBONE)).unwrap();
-    let error = Graph::open(dir.path(), &pipeline.input, &pipeline.output)
+    let error = Graph::open(dir.path(), &pipeline.inputs, &pipeline.output)
         .map(|_| ())
         .unwrap_err();
     assert_eq!(error.reason(), EXTERNAL_DATA, "a link");

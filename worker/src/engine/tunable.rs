@@ -7,7 +7,7 @@ use super::pb;
 use super::refusal::refused;
 use crate::config::{MethodRule, TrainRule};
 use crate::error::{NOTHING_TO_TRAIN, Result, WorkerError};
-use crate::pipeline::TensorSpec;
+use crate::pipeline::{Kind, TensorSpec};
 use crate::train::net::Linear;
 use crate::train::{Parts, single};
 use fleetune_crds::Input;
@@ -38,10 +38,16 @@ pub struct Tunable {
 
 impl Tunable {
     /// The graph of `backbone` with the trained `head`, whose weights `rule` moves further.
-    pub fn of(backbone: &Backbone, input: &Input, tensor: &TensorSpec, head: Parts, rule: &TrainRule) -> Result<Self> {
+    pub fn of(
+        backbone: &Backbone,
+        input: &Input,
+        tensors: &[TensorSpec],
+        head: Parts,
+        rule: &TrainRule,
+    ) -> Result<Self> {
         let mut backbone = backbone.clone();
         let adapters = adapt(&mut backbone, rule)?;
-        let mut graph = build::before(&backbone, input, tensor)?;
+        let mut graph = build::before(&backbone, Kind::of(input)?, tensors)?;
         let mut trained = match (&rule.method, adapters) {
             (_, Some(names)) => names,
             (MethodRule::LastLayers(count), None) => {
@@ -181,8 +187,9 @@ fn head_nodes(
         floats("head/mean", &[1, backbone.width], &head.scale.mean.to_vec()),
         floats("head/factor", &[1, backbone.width], &factor),
     ]);
+    let features = build::pooled(graph, backbone);
     graph.node.extend([
-        node("Reshape", &[&backbone.features, "steps/flat"], "head/features", vec![]),
+        node("Reshape", &[&features, "steps/flat"], "head/features", vec![]),
         node("Sub", &["head/features", "head/mean"], "head/centred", vec![]),
         node("Mul", &["head/centred", "head/factor"], "head/scaled", vec![]),
     ]);

@@ -1,10 +1,13 @@
 //! Whole jobs on tiny models: data and base model in, version and report out.
 
+mod texts;
+
 use super::*;
 use crate::data::testing::{job_text, pictures, tar_of};
 use crate::engine::testing::{encoded, picture_model, window_model};
 use crate::error::{DATA_CHANGED, EXTERNAL_DATA, INVALID_VERSION, NOT_ONNX};
 use crate::pipeline::Raw;
+use crate::pipeline::testing::tiny_tokenizer;
 use crate::version::Version;
 use crate::{report, selftest, version};
 use std::fmt::Write;
@@ -27,9 +30,11 @@ pub(super) fn files(
     let (bytes, hash) = encoded(model);
     std::fs::write(folder.path().join("model.onnx"), bytes).unwrap();
     std::fs::write(folder.path().join("data"), data).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), tiny_tokenizer()).unwrap();
     let place = |name: &str| format!("file://{}", folder.path().join(name).display());
     let text = job_text(task, input, &format!("{{uri: 'DATA'{dataset}}}"), &hash, more)
         .replace("file:///model.onnx", &place("model.onnx"))
+        .replace("file:///tokenizer.json", &place("tokenizer.json"))
         .replace("DATA", &place("data"));
     Files {
         job: Job::parse(&text).unwrap(),

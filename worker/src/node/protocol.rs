@@ -1,11 +1,11 @@
 //! The Open Inference Protocol v2 on the wire: JSON, and its binary tensor extension. It turns a body into samples and
 //! answers into a body, and holds all bounds on what a client may ask for.
 
-use super::table::{Description, Sample};
-use crate::pipeline::{Dtype, INPUT_IMAGE, INPUT_WINDOW, OUTPUT_PROBABILITIES, OUTPUT_VALUE, Prepared};
+mod samples;
+
+use super::table::{Description, RawKind, Sample};
+use crate::pipeline::{Dtype, OUTPUT_PROBABILITIES, OUTPUT_VALUE};
 use crate::version::Answer;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use fleetune_crds::Task;
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -174,10 +174,7 @@ impl Request {
                 binary.len()
             ));
         }
-        let [(input, raw)] = inputs.as_slice() else {
-            return bad(format!("the model takes one input, the request has {}", inputs.len()));
-        };
-        let samples = samples(input, *raw, model)?;
+        let samples = samples::read(&inputs, model)?;
         if samples.is_empty() || samples.len() > MAX_SAMPLES {
             return bad(format!("{} samples, not 1 to {MAX_SAMPLES}", samples.len()));
         }
@@ -271,21 +268,24 @@ fn outputs_of(model: &Description) -> Vec<(&'static str, &'static str)> {
 
 /// The metadata of a model.
 pub fn metadata(name: &str, version: &str, model: &Description) -> Value {
-    let prepared = json!({
-        "name": model.input.name,
-        "datatype": datatype(model.input.dtype),
-        "shape": shape(&model.input.shape),
+    let prepared = model
+        .inputs
+        .iter()
+        .map(|input| json!({ "name": input.name, "datatype": datatype(input.dtype), "shape": shape(&input.shape) }));
+    let prepared: Vec<Value> = prepared.collect();
+    let raw = json!({
+        "name": model.raw.input(),
+        "datatype": model.raw.datatype(),
+        "shape": match (model.raw, model.inputs.first()) {
+            (RawKind::Window, Some(input)) => shape(&input.shape),
+            _ => vec![-1],
+        },
     });
-    let raw = if model.image {
-        json!({ "name": INPUT_IMAGE, "datatype": "BYTES", "shape": [-1] })
-    } else {
-        json!({ "name": INPUT_WINDOW, "datatype": "FP32", "shape": shape(&model.input.shape) })
-    };
     // A window is its own prepared tensor.
-    let inputs = if raw == prepared {
-        vec![raw]
+    let inputs: Vec<Value> = if prepared.contains(&raw) {
+        prepared
     } else {
-        vec![raw, prepared]
+        std::iter::once(raw).chain(prepared).collect()
     };
     let outputs: Vec<Value> = outputs_of(model)
         .into_iter()
@@ -307,160 +307,6 @@ fn datatype(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::Uint8 => "UINT8",
         Dtype::Fp32 => "FP32",
+        Dtype::Int64 => "INT64",
     }
-}
-
-fn samples(input: &Input, raw: Option<&[u8]>, model: &Description) -> Result<Vec<Sample>, Bad> {
-    let is_raw_image = model.image && input.name == INPUT_IMAGE && input.datatype == "BYTES";
-    let is_raw_window = !model.image && input.name == INPUT_WINDOW && input.datatype == "FP32";
-    let is_prepared = input.name == model.input.name && input.datatype == datatype(model.input.dtype);
-    if is_raw_image {
-        return images(input, raw);
-    }
-    if !is_raw_window && !is_prepared {
-        let raw = if model.image {
-            format!("{INPUT_IMAGE} as BYTES (a PNG or JPEG file)")
-        } else {
-            format!("{INPUT_WINDOW} as FP32")
-        };
-        return bad(format!(
-            "the model takes {raw} or {} as {}, not {:?} as {}",
-            model.input.name,
-            datatype(model.input.dtype),
-            input.name,
-            input.datatype
-        ));
-    }
-    tensors(input, raw, model)
-}
-
-fn images(input: &Input, raw: Option<&[u8]>) -> Result<Vec<Sample>, Bad> {
-    let count = elements(&input.shape)?;
-    let files: Vec<Vec<u8>> = match (raw, &input.data) {
-        (Some(mut bytes), None) => {
-            let mut files = Vec::new();
-            while !bytes.is_empty() {
-                let Some((length, rest)) = bytes.split_first_chunk::<4>() else {
-                    return bad("BYTES data ends within a length");
-                };
-                let length = u32::from_le_bytes(*length) as usize;
-                if length > rest.len() {
-                    return bad(format!("a BYTES element has {length} bytes, {} are left", rest.len()));
-                }
-                let (file, rest) = rest.split_at(length);
-                files.push(file.to_vec());
-                bytes = rest;
-                if files.len() > MAX_SAMPLES {
-                    return bad(format!("more than {MAX_SAMPLES} samples"));
-                }
-            }
-            files
-        }
-        (None, Some(data)) if data.numbers.is_empty() => data
-            .texts
-            .iter()
-            .take(MAX_SAMPLES + 1)
-            .map(|text| {
-                STANDARD
-                    .decode(text)
-                    .map_err(|error| Bad(format!("BYTES data in JSON is base64: {error}")))
-            })
-            .collect::<Result<_, _>>()?,
-        _ => return bad("an image comes as base64 text in data, or as binary data"),
-    };
-    if files.len() as u64 != count {
-        return bad(format!(
-            "shape {:?} has {count} elements, the data {}",
-            input.shape,
-            files.len()
-        ));
-    }
-    Ok(files.into_iter().map(Sample::Image).collect())
-}
-
-fn tensors(input: &Input, raw: Option<&[u8]>, model: &Description) -> Result<Vec<Sample>, Bad> {
-    let own = &model.input.shape[1..];
-    let one: u64 = own.iter().map(|edge| *edge as u64).product();
-    let count = elements(&input.shape)?;
-    let inner: Vec<u64> = own.iter().map(|edge| *edge as u64).collect();
-    // With a batch in front, or a single sample as it is.
-    let fits = input.shape == inner || input.shape.get(1..) == Some(inner.as_slice());
-    if !fits || one == 0 {
-        return bad(format!(
-            "the model takes shape {:?}, the input has {:?}",
-            shape(&model.input.shape),
-            input.shape
-        ));
-    }
-    let rows = count / one;
-    if rows > MAX_SAMPLES as u64 {
-        return bad(format!("more than {MAX_SAMPLES} samples"));
-    }
-    let width = match model.input.dtype {
-        Dtype::Uint8 => 1,
-        Dtype::Fp32 => 4,
-    };
-    let mismatch = |found: u64| {
-        Bad(format!(
-            "shape {:?} has {count} elements, the data {found}",
-            input.shape
-        ))
-    };
-    match (model.input.dtype, raw, &input.data) {
-        (Dtype::Uint8, Some(bytes), None) => {
-            if bytes.len() as u64 != count * width {
-                return Err(mismatch(bytes.len() as u64 / width));
-            }
-            bytes.chunks_exact(one as usize).map(|row| pixels(row, model)).collect()
-        }
-        (Dtype::Uint8, None, Some(data)) if data.texts.is_empty() => {
-            if data.numbers.len() as u64 != count {
-                return Err(mismatch(data.numbers.len() as u64));
-            }
-            let whole = |v: &f32| (0.0..=255.0).contains(v) && v.fract() == 0.0;
-            if !data.numbers.iter().all(whole) {
-                return bad("UINT8 data holds a number that is none of 0 to 255");
-            }
-            let bytes: Vec<u8> = data.numbers.iter().map(|v| *v as u8).collect();
-            bytes.chunks_exact(one as usize).map(|row| pixels(row, model)).collect()
-        }
-        (Dtype::Fp32, Some(bytes), None) => {
-            if bytes.len() as u64 != count * width {
-                return Err(mismatch(bytes.len() as u64 / width));
-            }
-            let values: Vec<f32> = bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
-            Ok(windows(&values, one as usize))
-        }
-        (Dtype::Fp32, None, Some(data)) if data.texts.is_empty() => {
-            if data.numbers.len() as u64 != count {
-                return Err(mismatch(data.numbers.len() as u64));
-            }
-            Ok(windows(&data.numbers, one as usize))
-        }
-        _ => bad("a tensor comes as numbers in data, or as binary data"),
-    }
-}
-
-fn windows(values: &[f32], one: usize) -> Vec<Sample> {
-    values
-        .chunks_exact(one)
-        .map(|row| Sample::Window(row.to_vec()))
-        .collect()
-}
-
-fn pixels(row: &[u8], model: &Description) -> Result<Sample, Bad> {
-    Prepared::from_bytes(Dtype::Uint8, &model.input.shape, row)
-        .map(Sample::Prepared)
-        .map_err(|error| Bad(error.message().to_owned()))
-}
-
-fn elements(shape: &[u64]) -> Result<u64, Bad> {
-    shape
-        .iter()
-        .try_fold(1_u64, |product, edge| product.checked_mul(*edge))
-        .filter(|count| *count > 0)
-        .ok_or_else(|| Bad(format!("shape {shape:?} has no elements, or too many")))
 }

@@ -2,42 +2,45 @@
 
 use super::*;
 use crate::error::{Result as WorkerResult, WorkerError};
-use crate::node::table::{Description, Predictor, Sample};
+use crate::node::table::{Description, Predictor, RawKind, Sample};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::Answer;
 use fleetune_crds::Task;
 use fleetune_crds::common::Digest;
 use serde_json::Value;
 
-/// Answers with the first value of what it gets.
+/// Answers with the first value of what it gets: of a text with its length, of tokens with the first of them.
 struct First {
-    image: bool,
+    raw: RawKind,
 }
 
 impl Predictor for First {
     fn description(&self) -> Description {
-        let input = if self.image {
-            TensorSpec {
-                name: "image".into(),
-                dtype: Dtype::Uint8,
-                shape: vec![1, 1, 2, 3],
-            }
-        } else {
-            TensorSpec {
-                name: "window".into(),
-                dtype: Dtype::Fp32,
-                shape: vec![1, 1, 2],
-            }
+        let tensor = |name: &str, dtype, shape: &[usize]| TensorSpec {
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+        };
+        let (task, inputs, labels) = match self.raw {
+            RawKind::Image => (
+                Task::Classification,
+                vec![tensor("image", Dtype::Uint8, &[1, 1, 2, 3])],
+                2,
+            ),
+            RawKind::Window => (Task::Regression, vec![tensor("window", Dtype::Fp32, &[1, 1, 2])], 0),
+            RawKind::Text => (
+                Task::Regression,
+                ["input_ids", "attention_mask"]
+                    .map(|name| tensor(name, Dtype::Int64, &[1, 3]))
+                    .to_vec(),
+                0,
+            ),
         };
         Description {
-            task: if self.image {
-                Task::Classification
-            } else {
-                Task::Regression
-            },
-            image: self.image,
-            input,
-            labels: if self.image { 2 } else { 0 },
+            task,
+            raw: self.raw,
+            inputs,
+            labels,
         }
     }
 
@@ -46,6 +49,7 @@ impl Predictor for First {
             Sample::Image(bytes) if bytes == b"bad" => Err(WorkerError::bad("InvalidSample", "not a picture")),
             Sample::Image(bytes) => Prepared::pixels(1, 2, bytes),
             Sample::Window(values) => Prepared::window(1, 2, values),
+            Sample::Text(text) => Prepared::tokens(vec![i64::try_from(text.len()).unwrap(); 3], vec![1; 3]),
             Sample::Prepared(prepared) => Ok(prepared),
         }
     }
@@ -63,6 +67,11 @@ impl Predictor for First {
                 label: None,
                 value: Some(data[0]),
             }),
+            Prepared::Tokens { ids, mask } => Ok(Answer {
+                probabilities: Vec::new(),
+                label: None,
+                value: Some((ids[0] + mask[1]) as f32),
+            }),
         }
     }
 }
@@ -75,8 +84,13 @@ struct Site {
 
 async fn site() -> Site {
     let table = Arc::new(Table::default());
-    for (key, image) in [("shop/shirts", true), ("shop/motor", false), ("lab/motor", false)] {
-        let served = Served::new(key, Digest::of(key.as_bytes()), Arc::new(First { image }));
+    for (key, raw) in [
+        ("shop/shirts", RawKind::Image),
+        ("shop/motor", RawKind::Window),
+        ("lab/motor", RawKind::Window),
+        ("shop/mail", RawKind::Text),
+    ] {
+        let served = Served::new(key, Digest::of(key.as_bytes()), Arc::new(First { raw }));
         table.put(served);
     }
     let (sender, ready) = watch::channel(true);
@@ -186,6 +200,100 @@ async fn raw_and_prepared_samples_in_json() {
             (200, &json!([1.5])),
             "{answer}"
         );
+    }
+}
+
+#[tokio::test]
+async fn texts_come_as_they_are_or_as_tokens() {
+    let site = site().await;
+    let (_, text) = site.get("/v2/models/mail").await;
+    let model: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        model["inputs"],
+        json!([
+            {"name": "text", "datatype": "BYTES", "shape": [-1]},
+            {"name": "input_ids", "datatype": "INT64", "shape": [-1, 3]},
+            {"name": "attention_mask", "datatype": "INT64", "shape": [-1, 3]},
+        ])
+    );
+    let text = |shape: Value, data: Value| json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": shape, "data": data}]});
+    let (status, answer) = site.ask("mail", text(json!([2]), json!(["caf\u{e9}", "tea"]))).await;
+    assert_eq!(
+        (status, &answer["outputs"][0]["data"]),
+        (200, &json!([6.0, 4.0])),
+        "{answer}"
+    );
+    let ids = json!({"name": "input_ids", "datatype": "INT64", "shape": [2, 3], "data": [[7, 8, 9], [20, 0, 0]]});
+    let mask = json!({"name": "attention_mask", "datatype": "INT64", "shape": [2, 3], "data": [1, 1, 1, 1, 0, 0]});
+    for inputs in [[&ids, &mask], [&mask, &ids]] {
+        let (status, answer) = site.ask("mail", json!({"inputs": inputs})).await;
+        assert_eq!(
+            (status, &answer["outputs"][0]["data"]),
+            (200, &json!([8.0, 20.0])),
+            "{answer}"
+        );
+    }
+    let head = json!({"inputs": [
+        {"name": "input_ids", "datatype": "INT64", "shape": [1, 3], "parameters": {"binary_data_size": 24}},
+        {"name": "attention_mask", "datatype": "INT64", "shape": [1, 3], "parameters": {"binary_data_size": 24}},
+    ]})
+    .to_string();
+    let mut body = head.clone().into_bytes();
+    body.extend([30_i64, 1, 2, 1, 1, 0].iter().flat_map(|v| v.to_le_bytes()));
+    let (status, _, bytes) = site.post("mail", body, Some(head.len())).await;
+    let answer: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(
+        (status, &answer["outputs"][0]["data"]),
+        (200, &json!([31.0])),
+        "{answer}"
+    );
+    let head =
+        json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}]})
+            .to_string();
+    for (bytes, status) in [(b"ab", 200), (b"a\xff", 400)] {
+        let mut body = head.clone().into_bytes();
+        body.extend_from_slice(&2_u32.to_le_bytes());
+        body.extend_from_slice(bytes);
+        assert_eq!(site.post("mail", body, Some(head.len())).await.0, status, "{bytes:?}");
+    }
+    let with = |input: &Value, field: &str, value: Value| {
+        let mut changed = input.clone();
+        changed[field] = value;
+        changed
+    };
+    for (inputs, text) in [
+        (json!([ids]), "input_ids as INT64 with attention_mask as INT64"),
+        (json!([mask, mask]), "the model takes text as BYTES"),
+        (json!([]), "not nothing"),
+        (
+            json!([ids, with(&mask, "shape", json!([3, 3]))]),
+            "9 elements, the data 6",
+        ),
+        (
+            json!([ids, {"name": "attention_mask", "datatype": "INT64", "shape": [3], "data": [1, 1, 1]}]),
+            "has 6 elements",
+        ),
+        (
+            json!([ids, with(&mask, "data", json!([1, 1, 2, 1, 0, 0]))]),
+            "the mask holds 2",
+        ),
+        (
+            json!([ids, with(&mask, "data", json!([0, 0, 0, 1, 0, 0]))]),
+            "leaves no token",
+        ),
+        (
+            json!([with(&ids, "data", json!([1.5, 0, 0, 0, 0, 0])), mask]),
+            "not whole",
+        ),
+        (json!([with(&ids, "shape", json!([2, 4])), mask]), "takes shape [-1, 3]"),
+        (
+            json!([{"name": "text", "datatype": "BYTES", "shape": [1], "data": [7]}]),
+            "comes as text",
+        ),
+    ] {
+        let (status, answer) = site.ask("mail", json!({ "inputs": inputs })).await;
+        assert_eq!(status, 400, "{inputs}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(text), "{inputs}: {answer}");
     }
 }
 

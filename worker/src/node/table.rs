@@ -2,7 +2,7 @@
 //! finish on it, the next ones get the new one.
 
 use crate::error::{Result, WorkerError};
-use crate::pipeline::{Before, Prepared, Raw, TensorSpec};
+use crate::pipeline::{Before, INPUT_IMAGE, INPUT_TEXT, INPUT_WINDOW, Prepared, Raw, TensorSpec};
 use crate::version::{Answer, Version};
 use fleetune_crds::Task;
 use fleetune_crds::common::Digest;
@@ -21,6 +21,8 @@ pub enum Sample {
     Image(Vec<u8>),
     /// A window, channel after channel.
     Window(Vec<f32>),
+    /// A text.
+    Text(String),
     /// The tensor that the graph takes.
     Prepared(Prepared),
 }
@@ -30,19 +32,49 @@ pub enum Sample {
 pub struct Description {
     /// What it answers.
     pub task: Task,
-    /// Whether the raw sample is a picture (else a window).
-    pub image: bool,
-    /// The graph's input.
-    pub input: TensorSpec,
+    /// What a raw sample is.
+    pub raw: RawKind,
+    /// The graph's inputs.
+    pub inputs: Vec<TensorSpec>,
     /// Number of labels; 0 for a Regression.
     pub labels: usize,
+}
+
+/// What a raw sample is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RawKind {
+    /// An encoded picture.
+    Image,
+    /// A window, channel after channel.
+    Window,
+    /// A text.
+    Text,
+}
+
+impl RawKind {
+    /// Name of the input.
+    pub fn input(self) -> &'static str {
+        match self {
+            Self::Image => INPUT_IMAGE,
+            Self::Window => INPUT_WINDOW,
+            Self::Text => INPUT_TEXT,
+        }
+    }
+
+    /// Its datatype in the Open Inference Protocol.
+    pub fn datatype(self) -> &'static str {
+        match self {
+            Self::Image | Self::Text => "BYTES",
+            Self::Window => "FP32",
+        }
+    }
 }
 
 /// Something that answers samples.
 pub trait Predictor: Send + Sync {
     /// What it takes and gives.
     fn description(&self) -> Description;
-    /// Turns a sample into the graph's tensor. An error is the client's.
+    /// Turns a sample into the graph's tensors. An error is the client's.
     fn prepare(&self, sample: Sample) -> Result<Prepared>;
     /// Answers. An error is the version's.
     fn answer(&self, prepared: &Prepared) -> Result<Answer>;
@@ -52,8 +84,12 @@ impl Predictor for Version {
     fn description(&self) -> Description {
         Description {
             task: self.task(),
-            image: matches!(self.pipeline().before, Before::Image(_)),
-            input: self.pipeline().input.clone(),
+            raw: match self.pipeline().before {
+                Before::Image(_) => RawKind::Image,
+                Before::Window(_) => RawKind::Window,
+                Before::Text(_) => RawKind::Text,
+            },
+            inputs: self.pipeline().inputs.clone(),
             labels: self.labels().len(),
         }
     }
@@ -62,9 +98,10 @@ impl Predictor for Version {
         let prepared = match sample {
             Sample::Image(bytes) => Version::prepare(self, Raw::Image(&bytes))?,
             Sample::Window(values) => Version::prepare(self, Raw::Window(&values))?,
+            Sample::Text(text) => Version::prepare(self, Raw::Text(&text))?,
             Sample::Prepared(prepared) => prepared,
         };
-        self.pipeline().admits(&prepared)?;
+        self.preparer().admits(&prepared)?;
         Ok(prepared)
     }
 

@@ -1,22 +1,29 @@
 //! `pipeline.json`: every step between a raw sample and an answer that lies outside the graph, with all parameters, and
-//! what the graph takes and gives. It decides how a raw sample becomes the graph's tensor, for training, validation,
+//! what the graph takes and gives. It decides how a raw sample becomes the graph's tensors, for training, validation,
 //! self-test and serving alike. It holds no arithmetic that ONNX can say: that is in the graph.
 
 mod jpeg;
 mod picture;
 mod prepared;
+mod preparer;
 #[cfg(test)]
 pub(crate) mod testing;
+mod text;
 mod window;
 
 pub use picture::{
     Algorithm, Color, Encoding, INPUT_IMAGE, ImageSteps, MAX_ENCODED_BYTES, MAX_IMAGE_EDGE, Resize, decode,
 };
 pub use prepared::{Prepared, Raw};
+pub use preparer::Preparer;
+pub use text::{
+    INPUT_IDS, INPUT_MASK, INPUT_TEXT, MAX_TEXT_BYTES, MAX_TOKENIZER_BYTES, Padding, Side, TOKENIZER, TextSteps,
+    TokenizerFile, Truncation,
+};
 pub use window::{INPUT_WINDOW, WindowSteps};
 
-use crate::error::{INVALID_SAMPLE, INVALID_VERSION, Result, UNSUPPORTED_FORMAT, WorkerError};
-use fleetune_crds::{Input, Task, common::Digest};
+use crate::error::{INVALID_JOB, INVALID_VERSION, Result, UNSUPPORTED_FORMAT, WorkerError};
+use fleetune_crds::{ImageInput, Input, SensorInput, Task, TextInput, common::Digest};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +40,8 @@ pub struct Pipeline {
     pub task: Task,
     /// The steps before the graph.
     pub before: Before,
-    /// The graph's input.
-    pub input: TensorSpec,
+    /// The graph's inputs: one, or for a text numbers and mask.
+    pub inputs: Vec<TensorSpec>,
     /// The graph's output: `probabilities` in the order of `labels.json`, or one `value` in the target's unit.
     pub output: TensorSpec,
 }
@@ -47,6 +54,8 @@ pub enum Before {
     Image(ImageSteps),
     /// The values as they are.
     Window(WindowSteps),
+    /// Tokenise, shorten, fill up.
+    Text(TextSteps),
 }
 
 /// A tensor at the graph's border.
@@ -70,6 +79,9 @@ pub enum Dtype {
     /// Single precision floats.
     #[serde(rename = "FP32")]
     Fp32,
+    /// Signed integers of 64 bits.
+    #[serde(rename = "INT64")]
+    Int64,
 }
 
 /// Name of the graph's output for a Classification.
@@ -77,12 +89,39 @@ pub const OUTPUT_PROBABILITIES: &str = "probabilities";
 /// Name of the graph's output for a Regression.
 pub const OUTPUT_VALUE: &str = "value";
 
+/// The one kind of input that a spec names.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind<'a> {
+    /// Pictures.
+    Image(&'a ImageInput),
+    /// Windows.
+    Sensor(&'a SensorInput),
+    /// Texts.
+    Text(&'a TextInput),
+}
+
+impl<'a> Kind<'a> {
+    /// The kind of `input`.
+    pub fn of(input: &'a Input) -> Result<Self> {
+        match (&input.image, &input.sensor, &input.text) {
+            (Some(image), None, None) => Ok(Self::Image(image)),
+            (None, Some(sensor), None) => Ok(Self::Sensor(sensor)),
+            (None, None, Some(text)) => Ok(Self::Text(text)),
+            _ => Err(WorkerError::bad(
+                INVALID_JOB,
+                "spec.input: name exactly one of image, sensor and text",
+            )),
+        }
+    }
+}
+
 impl Before {
-    /// The tensor that the steps give, which is what the graph takes.
-    fn tensor(&self) -> Result<TensorSpec> {
+    /// The tensors that the steps give, which are what the graph takes.
+    fn tensors(&self) -> Result<Vec<TensorSpec>> {
         match self {
-            Self::Image(steps) => steps.tensor(),
-            Self::Window(steps) => steps.tensor(),
+            Self::Image(steps) => Ok(vec![steps.tensor()?]),
+            Self::Window(steps) => Ok(vec![steps.tensor()?]),
+            Self::Text(steps) => steps.tensors(),
         }
     }
 }
@@ -90,15 +129,10 @@ impl Before {
 impl Pipeline {
     /// The pipeline of a job's input and task; `classes` is the number of labels, unused for a Regression.
     pub fn for_job(input: &Input, task: Task, classes: usize) -> Result<Self> {
-        let before = match (&input.image, &input.sensor) {
-            (Some(image), None) => Before::Image(ImageSteps::for_input(image)),
-            (None, Some(sensor)) => Before::Window(WindowSteps::for_input(sensor)),
-            _ => {
-                return Err(WorkerError::bad(
-                    crate::error::INVALID_JOB,
-                    "spec.input: name exactly one of image and sensor",
-                ));
-            }
+        let before = match Kind::of(input)? {
+            Kind::Image(image) => Before::Image(ImageSteps::for_input(image)),
+            Kind::Sensor(sensor) => Before::Window(WindowSteps::for_input(sensor)),
+            Kind::Text(text) => Before::Text(TextSteps::for_input(text)),
         };
         let (name, width) = match task {
             Task::Classification => (OUTPUT_PROBABILITIES, classes),
@@ -112,7 +146,7 @@ impl Pipeline {
         let pipeline = Self {
             version: VERSION,
             task,
-            input: before.tensor()?,
+            inputs: before.tensors()?,
             before,
             output,
         };
@@ -152,47 +186,12 @@ impl Pipeline {
         Ok(Digest::of(&json(&(self, labels))?))
     }
 
-    /// Turns a raw sample into the graph's tensor.
-    pub fn prepare(&self, raw: Raw<'_>) -> Result<Prepared> {
-        match (&self.before, raw) {
-            (Before::Image(steps), Raw::Image(bytes)) => steps.prepare(bytes),
-            (Before::Window(steps), Raw::Window(values)) => {
-                Prepared::window(steps.channels, steps.samples, values.to_vec())
-            }
-            (Before::Image(_), Raw::Window(_)) => Err(WorkerError::bad(
-                INVALID_SAMPLE,
-                "the model takes a PNG or JPEG file, not a window of numbers",
-            )),
-            (Before::Window(_), Raw::Image(_)) => Err(WorkerError::bad(
-                INVALID_SAMPLE,
-                "the model takes a window of numbers, not a file",
-            )),
-        }
-    }
-
-    /// Checks that `prepared` is what the graph takes.
-    pub fn admits(&self, prepared: &Prepared) -> Result<()> {
-        if prepared.shape() == self.input.shape && prepared.dtype() == self.input.dtype {
-            return Ok(());
-        }
-        Err(WorkerError::bad(
-            INVALID_SAMPLE,
-            format!(
-                "the model takes {:?} of shape {:?}, the tensor is {:?} of shape {:?}",
-                self.input.dtype,
-                self.input.shape,
-                prepared.dtype(),
-                prepared.shape()
-            ),
-        ))
-    }
-
     fn check(&self) -> Result<()> {
-        let want = self.before.tensor()?;
-        if (self.input.dtype, &self.input.shape) != (want.dtype, &want.shape) {
+        let want = self.before.tensors()?;
+        if self.inputs != want {
             return Err(WorkerError::bad(
                 INVALID_VERSION,
-                format!("pipeline.json: the steps give {want:?}, input says {:?}", self.input),
+                format!("pipeline.json: the steps give {want:?}, inputs says {:?}", self.inputs),
             ));
         }
         let [1, width] = self.output.shape[..] else {
@@ -226,8 +225,9 @@ pub fn json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::pipeline;
+    use super::testing::{pipeline, preparer};
     use super::*;
+    use crate::error::INVALID_SAMPLE;
 
     #[test]
     fn pipelines_are_read_as_they_were_written() {
@@ -261,8 +261,8 @@ mod tests {
     #[test]
     fn tensors_and_samples_of_another_form_are_refused() {
         let (image, window) = (
-            pipeline("{image: {size: 32}}"),
-            pipeline("{sensor: {window: 4, channels: 2}}"),
+            preparer("{image: {size: 32}}"),
+            preparer("{sensor: {window: 4, channels: 2}}"),
         );
         assert_eq!(
             window.prepare(Raw::Window(&[0.0; 7])).unwrap_err().reason(),
@@ -273,6 +273,7 @@ mod tests {
             INVALID_SAMPLE
         );
         assert_eq!(window.prepare(Raw::Image(b"x")).unwrap_err().reason(), INVALID_SAMPLE);
+        assert_eq!(window.prepare(Raw::Text("x")).unwrap_err().reason(), INVALID_SAMPLE);
         assert_eq!(
             image.prepare(Raw::Window(&[0.0; 8])).unwrap_err().reason(),
             INVALID_SAMPLE

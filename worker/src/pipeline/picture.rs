@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::data::testing::png;
     use crate::pipeline::jpeg::tests::{cmyk, jpeg, progressive, resized};
-    use crate::pipeline::{Raw, testing::pipeline};
+    use crate::pipeline::{Raw, testing::preparer};
 
     fn near(picture: &image::RgbImage, x: u32, y: u32, want: [u8; 3]) {
         let got = picture.get_pixel(x, y).0;
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn pictures_of_the_right_size_are_not_touched() {
         let bytes = png(32, 32, |x, y| [x as u8, y as u8, 9]);
-        let Prepared::Pixels { data, .. } = pipeline("{image: {size: 32}}").prepare(Raw::Image(&bytes)).unwrap() else {
+        let Prepared::Pixels { data, .. } = preparer("{image: {size: 32}}").prepare(Raw::Image(&bytes)).unwrap() else {
             panic!()
         };
         assert_eq!(&data[..6], &[0, 0, 9, 1, 0, 9]);

@@ -10,9 +10,11 @@ pub enum Raw<'a> {
     Image(&'a [u8]),
     /// A window, channel after channel.
     Window(&'a [f32]),
+    /// A text.
+    Text(&'a str),
 }
 
-/// The tensor that the graph takes, shape `[1, H, W, 3]` of u8 or `[1, C, T]` of f32.
+/// The tensors that the graph takes: `[1, H, W, 3]` of u8, `[1, C, T]` of f32, or two of `[1, N]` of i64.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prepared {
     /// Pixels, rows of RGB.
@@ -32,6 +34,13 @@ pub enum Prepared {
         samples: u32,
         /// `channels * samples` finite values.
         data: Vec<f32>,
+    },
+    /// A text as tokens.
+    Tokens {
+        /// Their numbers, at least 0.
+        ids: Vec<i64>,
+        /// 1 for each token, 0 for padding; as long as `ids`, with a 1 somewhere.
+        mask: Vec<i64>,
     },
 }
 
@@ -79,6 +88,32 @@ impl Prepared {
         })
     }
 
+    /// Tokens from their numbers and mask.
+    pub fn tokens(ids: Vec<i64>, mask: Vec<i64>) -> Result<Self> {
+        let bad = |why: String| Err(WorkerError::bad(INVALID_SAMPLE, why));
+        if ids.len() != mask.len() {
+            return bad(format!("{} tokens with a mask of {}", ids.len(), mask.len()));
+        }
+        if let Some(id) = ids.iter().find(|id| **id < 0) {
+            return bad(format!("token {id}: tokens are numbered from 0"));
+        }
+        if let Some(value) = mask.iter().find(|m| !(0..=1).contains(*m)) {
+            return bad(format!("the mask holds {value}: it is 1 for a token and 0 for padding"));
+        }
+        if !mask.contains(&1) {
+            return bad("the mask leaves no token".to_owned());
+        }
+        Ok(Self::Tokens { ids, mask })
+    }
+
+    /// Of tokens: how many there are until only padding follows. Of all others 0.
+    pub fn used(&self) -> usize {
+        match self {
+            Self::Tokens { mask, .. } => mask.iter().rposition(|m| *m == 1).map_or(0, |last| last + 1),
+            Self::Pixels { .. } | Self::Window { .. } => 0,
+        }
+    }
+
     /// The tensor that a client prepared itself: little-endian bytes of `dtype` and a shape.
     pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<Self> {
         let edge = |n: usize| {
@@ -99,11 +134,12 @@ impl Prepared {
         }
     }
 
-    /// Its shape, with the batch of one.
+    /// Its shape, with the batch of one; of tokens that of both tensors.
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Self::Pixels { height, width, .. } => vec![1, *height as usize, *width as usize, 3],
             Self::Window { channels, samples, .. } => vec![1, *channels as usize, *samples as usize],
+            Self::Tokens { ids, .. } => vec![1, ids.len()],
         }
     }
 
@@ -112,6 +148,7 @@ impl Prepared {
         match self {
             Self::Pixels { .. } => Dtype::Uint8,
             Self::Window { .. } => Dtype::Fp32,
+            Self::Tokens { .. } => Dtype::Int64,
         }
     }
 }

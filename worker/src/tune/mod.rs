@@ -17,7 +17,7 @@ use crate::engine::step::{Frozen, Step, split};
 use crate::engine::tunable::Tunable;
 use crate::error::{INVALID_JOB, Result, TRAINING_DIVERGED, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::features::targets;
-use crate::pipeline::{Pipeline, TensorSpec};
+use crate::pipeline::{Preparer, TensorSpec};
 use crate::progress::Tracker;
 use crate::train::{Best, Epoch, Fitted, Parts, Targets, loss, metrics, row_weights};
 use checkpoint::{Notes, Store};
@@ -47,7 +47,7 @@ pub struct Setup<'a> {
     /// The base model up to the features.
     pub backbone: &'a Backbone,
     /// How samples are prepared.
-    pub pipeline: &'a Pipeline,
+    pub preparer: &'a Preparer,
     /// The samples.
     pub data: &'a DataSet,
     /// Number of outputs.
@@ -93,8 +93,8 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     }
     let params = tunable.params()?;
     let part = |part| data.part(part).collect::<Vec<_>>();
-    let mut train = Rows::new(&frozen, setup.pipeline, part(Part::Train), rule.augment, rule.seed);
-    let mut validation = Rows::new(&frozen, setup.pipeline, part(Part::Validation), None, rule.seed);
+    let mut train = Rows::new(&frozen, setup.preparer, part(Part::Train), rule.augment, rule.seed);
+    let mut validation = Rows::new(&frozen, setup.preparer, part(Part::Validation), None, rule.seed);
     let plan = plan(setup, &step, &params, [&train, &validation])?;
     if plan.keep {
         tracker.stage("features", (train.len() + validation.len()) as u64);
@@ -130,7 +130,7 @@ fn ready(setup: &Setup<'_>, tunable: &Tunable) -> Result<(Frozen, Step)> {
     let of = |shard| {
         split(
             tunable,
-            tensors(setup.pipeline),
+            tensors(setup),
             gradient_loss(rule),
             shard,
             (rule.dropout, rule.seed),
@@ -158,7 +158,7 @@ fn most_layers(setup: &Setup<'_>, first: &Fitted) -> usize {
             break;
         };
         let more = tunable.trained.len() > found.1;
-        if !more || split(&tunable, tensors(setup.pipeline), gradient_loss(&rule), 1, (0.0, 0)).is_err() {
+        if !more || split(&tunable, tensors(setup), gradient_loss(&rule), 1, (0.0, 0)).is_err() {
             break;
         }
         found = (count, tunable.trained.len());
@@ -168,12 +168,12 @@ fn most_layers(setup: &Setup<'_>, first: &Fitted) -> usize {
 
 fn tunable(setup: &Setup<'_>, first: &Fitted, rule: &TrainRule) -> Result<Tunable> {
     let input = &setup.job.spec.input;
-    Tunable::of(setup.backbone, input, &setup.pipeline.input, first.parts(), rule)
+    Tunable::of(setup.backbone, input, tensors(setup), first.parts(), rule)
 }
 
 /// What a sample is given to the graph as.
-fn tensors(pipeline: &Pipeline) -> &[TensorSpec] {
-    std::slice::from_ref(&pipeline.input)
+fn tensors<'a>(setup: &Setup<'a>) -> &'a [TensorSpec] {
+    &setup.preparer.pipeline().inputs
 }
 
 /// An error with the methods that would work, where an operator is in the way.

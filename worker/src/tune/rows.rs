@@ -6,7 +6,7 @@ use crate::data;
 use crate::engine::step::{Frozen, Row};
 use crate::error::{NOT_FINITE, Result, WorkerError};
 use crate::features::prepare;
-use crate::pipeline::Pipeline;
+use crate::pipeline::Preparer;
 use crate::progress::Tracker;
 use crate::tune::vary::vary;
 use rayon::prelude::*;
@@ -17,7 +17,7 @@ pub struct Rows<'a> {
     /// What makes them.
     pub frozen: &'a Frozen,
     /// How samples are prepared.
-    pub pipeline: &'a Pipeline,
+    pub preparer: &'a Preparer,
     /// The samples.
     pub samples: Vec<&'a data::Row>,
     /// How they vary; none for validation rows.
@@ -31,14 +31,14 @@ impl<'a> Rows<'a> {
     /// Rows that are computed whenever they are read.
     pub fn new(
         frozen: &'a Frozen,
-        pipeline: &'a Pipeline,
+        preparer: &'a Preparer,
         samples: Vec<&'a data::Row>,
         augment: Option<AugmentRule>,
         seed: u64,
     ) -> Self {
         Self {
             frozen,
-            pipeline,
+            preparer,
             samples,
             augment,
             seed,
@@ -94,7 +94,7 @@ impl<'a> Rows<'a> {
     fn compute(&self, number: usize, step: u32) -> Result<Row> {
         let sample = self.sample(number);
         let source = self.samples[sample];
-        let mut prepared = prepare(self.pipeline, source)?;
+        let mut prepared = prepare(self.preparer, source)?;
         if let Some(rule) = &self.augment {
             let copy = (number / self.samples.len()) as u32;
             let place = if rule.copies.is_some() { copy } else { step };

@@ -85,6 +85,7 @@ fn run_by(files: &Files, threads: usize, out: &str, go_on: &(dyn Fn(u64) -> bool
     let dir = files.folder.path().join(out);
     std::fs::create_dir_all(&dir).unwrap();
     let fetched = Fetched {
+        tokenizer: None,
         model: Some(files.folder.path().join("model.onnx")),
         data: files.folder.path().join("data"),
     };
@@ -293,7 +294,7 @@ fn adapters_are_a_small_part_of_a_version_and_fold_into_its_weights() {
 
     // The folded graph, the graph as it is written, and one file of it: the same answers.
     let version = Version::open(&dir).unwrap();
-    let input = &version.pipeline().input;
+    let inputs = &version.pipeline().inputs;
     let single = files.folder.path().join("one.onnx");
     crate::export::run(&dir, &single).unwrap();
     let plain = pb::ModelProto::decode(&*std::fs::read(single).unwrap()).unwrap();
@@ -307,7 +308,7 @@ fn adapters_are_a_small_part_of_a_version_and_fold_into_its_weights() {
             .count()
     };
     assert_eq!(adds(&plain), 1, "W + s A B stands in the graph");
-    let unfolded = Graph::build(&plain, None, input).unwrap();
+    let unfolded = Graph::build(&plain, None, inputs).unwrap();
     for seed in 0..4 {
         let values = (0..16)
             .map(|i| ((i * 31 + seed * 17) % 13) as f32 / 6.0 - 1.0)

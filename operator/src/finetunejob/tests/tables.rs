@@ -11,7 +11,7 @@ use crate::runtime::Wake;
 use crate::testing::builders::{finetune_job, hub_config};
 use fleetune_crds::common::Digest;
 use fleetune_crds::outcome::{Code, Outcome, Progress};
-use fleetune_crds::{FineTuneJob, FineTuneJobStatus, names};
+use fleetune_crds::{FineTuneJob, FineTuneJobStatus, Input, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -67,7 +67,7 @@ fn checkpoints_go_to_the_claim_that_the_spec_names() {
 #[test]
 fn what_cannot_be_carried_out_is_refused_with_its_reason() {
     type Change = fn(&mut FineTuneJob);
-    let cases: [(&str, Change); 9] = [
+    let cases: [(&str, Change); 11] = [
         ("UnsupportedUri", |j| j.spec.dataset.uri = "file:///data".into()),
         ("UnsupportedUri", |j| j.spec.dataset.uri = "oci://r/a".into()),
         ("UnsupportedUri", |j| j.spec.base_model.uri = "gs://b/m".into()),
@@ -79,6 +79,10 @@ fn what_cannot_be_carried_out_is_refused_with_its_reason() {
             j.spec.output.signing_key = Some("unknown".into());
         }),
         ("", |j| j.spec.base_model.uri = "oci://r/a".into()),
+        ("UnsupportedUri", |j| {
+            j.spec.input = text_input("file:///tokenizer.json");
+        }),
+        ("", |j| j.spec.input = text_input("oci://r/a")),
     ];
     for (reason, change) in cases {
         let mut job = finetune_job();
@@ -92,6 +96,17 @@ fn what_cannot_be_carried_out_is_refused_with_its_reason() {
         validate(&finetune_job(), &config).unwrap_err().reason(),
         "SigningKeyMissing"
     );
+}
+
+fn text_input(uri: &str) -> Input {
+    let text = json!({"text": {"tokenizer": {"uri": uri, "sha256": "0".repeat(64)}}});
+    serde_json::from_value(text).unwrap()
+}
+
+#[test]
+fn a_tokenizer_in_a_claim_of_its_own_is_mounted() {
+    let want = want(|job| job.spec.input = text_input("pvc://words/minilm/tokenizer.json"));
+    assert!(want.claims.contains("words"), "{:?}", want.claims);
 }
 
 #[test]

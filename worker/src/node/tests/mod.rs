@@ -9,7 +9,7 @@ use super::config::Config;
 use super::runtime::{Models, Orders, Shared};
 use super::selftest::{Bounds, Verdict};
 use super::serve::{Serving, router};
-use super::table::{Description, Predictor, Sample};
+use super::table::{Description, Predictor, RawKind, Sample};
 use crate::error::{NOT_FINITE, Result, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::registry::fake::{Fake, Fault};
@@ -45,12 +45,12 @@ impl Predictor for Echo {
     fn description(&self) -> Description {
         Description {
             task: Task::Regression,
-            image: false,
-            input: TensorSpec {
+            raw: RawKind::Window,
+            inputs: vec![TensorSpec {
                 name: "window".into(),
                 dtype: Dtype::Fp32,
                 shape: vec![1, 1, 2],
-            },
+            }],
             labels: 0,
         }
     }
