@@ -54,9 +54,12 @@ SUITES = [
         "name": "home",
         "title": "MiniLM-L6 on home intents",
         "model": "minilm.onnx",
-        "data": "intents.csv",
+        "data": "home-intents.csv",
         "tokenizer": "minilm-tokenizer.json",
-        "spec": {"input": {"text": {"maxTokens": 32}}},
+        "spec": {
+            "input": {"text": {"maxTokens": 32}},
+            "dataset": {"columns": {"group": "template"}},
+        },
         "methods": {
             "Head": HEAD,
             "Lora": {"method": "Lora", "lora": {"targets": ["*query*", "*value*"]}, "epochs": 8},
@@ -212,7 +215,8 @@ def main():
     for suite in SUITES:
         if options.only and suite["name"] not in options.only:
             continue
-        missing = [n for n in (suite["model"], suite["data"]) if not os.path.exists(os.path.join(options.data, n))]
+        files = [suite[key] for key in ("model", "data", "tokenizer") if key in suite]
+        missing = [n for n in files if not os.path.exists(os.path.join(options.data, n))]
         if missing:
             print(f"{suite['name']}: skipped, {', '.join(missing)} missing", file=sys.stderr)
             continue
