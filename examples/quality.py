@@ -78,7 +78,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def manifest(suite, train, data, size):
+def manifest(suite, train, data):
     """The job as JSON, which is YAML."""
     place = lambda name: "file://" + os.path.abspath(os.path.join(data, name))
     model = os.path.join(data, suite["model"])
@@ -94,8 +94,6 @@ def manifest(suite, train, data, size):
     }
     spec.update(json.loads(json.dumps(suite["spec"])))
     spec.setdefault("dataset", {})["uri"] = place(suite["data"])
-    if size and "image" in spec["input"]:
-        spec["input"]["image"]["size"] = size
     if "tokenizer" in suite:
         name = suite["tokenizer"]
         spec["input"]["text"]["tokenizer"] = {"uri": place(name), "sha256": sha256(os.path.join(data, name))}
@@ -119,7 +117,7 @@ def train_all(suite, options):
             train["epochs"] = options.epochs
         job = os.path.join(folder, method + ".json")
         with open(job, "w", encoding="utf-8") as file:
-            json.dump(manifest(suite, train, options.data, options.size), file, indent=1)
+            json.dump(manifest(suite, train, options.data), file, indent=1)
         out = os.path.join(folder, method)
         start = time.monotonic()
         subprocess.run([options.worker, "finetune", "-f", job, "--local", "--out", out], check=True)
@@ -208,7 +206,6 @@ def main():
     parser.add_argument("--out", required=True, help="a folder for versions and reports; what is in it is replaced")
     parser.add_argument("--table", help="where the page is written; standard output by default")
     parser.add_argument("--only", nargs="*", help="names of suites: " + ", ".join(s["name"] for s in SUITES))
-    parser.add_argument("--size", type=int, help="edge of pictures in place of 224, for a quick look")
     parser.add_argument("--epochs", type=int, help="epochs of the deeper methods, for a quick look")
     options = parser.parse_args()
     rows = []
