@@ -263,7 +263,9 @@ async fn good_specs(server: &Server) {
             "worker": {"resources": {"limits": {"memory": "1Gi"}}},
             "activeDeadline": "2h", "backoffLimit": 1, "ttlAfterFinished": "24h"}});
     server.accept(&sensor).await;
-    for train in deep_trainings() {
+    for (number, train) in deep_trainings().into_iter().enumerate() {
+        // Each its own object: an apply leaves the fields of the one before as they are.
+        let sensor = with(&sensor, "/metadata/name", json!(format!("deep-{number}")));
         server.accept(&with(&sensor, "/spec/train", train)).await;
     }
     let pinned = json!({"apiVersion": "fleetune.dev/v1alpha1", "kind": "ModelRollout",
