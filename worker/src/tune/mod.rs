@@ -2,7 +2,7 @@
 //! from there (LP-FT, Kumar et al. 2022: a random head would spoil the features that it is put on). Epoch 0 is that head,
 //! so the kept epoch is never worse on the validation rows than method Head.
 //!
-//! What is frozen runs once where its results fit into memory. A step is cut into [`SHARDS`] shards at most, whose
+//! What is frozen runs once where its results fit into memory. A step is cut into eight shards at most, whose
 //! gradients are summed in order; their number depends on the batch alone, so threads and memory change no bit.
 
 pub mod checkpoint;
