@@ -62,7 +62,7 @@ async fn nobody_serves(road: &Road, model: &str) -> Result<()> {
     Ok(())
 }
 
-/// Issue point 9.
+/// Each model of a node is by itself.
 #[test]
 fn two_models_on_a_node_leave_each_other_alone() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
@@ -106,7 +106,7 @@ where
     Ok(())
 }
 
-/// Issue point 9: the rollout, the placements, the DeviceClusters, the namespaces on the hub, and a Node that registers
+/// The rollout, the placements, the DeviceClusters, the namespaces on the hub, and a Node that registers
 /// again as another.
 #[test]
 fn what_is_deleted_unloads_nothing() -> Result<()> {

@@ -194,19 +194,30 @@ fn recorded_outputs_of_other_weights_are_found_by_the_self_test() -> Result<()> 
     })
 }
 
+/// A version that serves, and one of the same model with a flaw.
+async fn good_and_flawed(
+    road: &Road,
+    forge: &Forge<'_>,
+    model: &str,
+    flaw: Flaw,
+) -> Result<(ModelVersion, ModelVersion)> {
+    let good = good(road, forge, model).await?;
+    let spoil = |dir: &Path| flaw.put_into(dir);
+    let change = Change {
+        model,
+        files: &spoil,
+        ..Change::default()
+    };
+    let bad = forge.make(&good, change).await?;
+    Ok((good, bad))
+}
+
 /// A version with a flaw that only shows when it runs: the child dies of it, and nobody else notices.
 fn dies_in_the_child(model: &'static str, flaw: Flaw) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
-        let good = good(&road, &forge, model).await?;
-        let spoil = |dir: &Path| flaw.put_into(dir);
-        let change = Change {
-            model,
-            files: &spoil,
-            ..Change::default()
-        };
-        let bad = forge.make(&good, change).await?;
+        let (good, bad) = good_and_flawed(&road, &forge, model, flaw).await?;
         let runtimes = NODES.map(runtime).into_iter().collect::<Result<Vec<_>>>()?;
         let message = stops(&road, &good, &bad, "SelfTestFailed").await?;
         assert!(message.contains("signal: 6"), "the child was not aborted: {message}");
@@ -275,21 +286,14 @@ fn a_latency_budget_that_a_slow_node_cannot_keep_is_found_on_that_node() -> Resu
     })
 }
 
-/// Issue point 8: a version passes its self-test and goes wrong on real input in its soak. Its node returns to the
+/// A version passes its self-test and goes wrong on real input in its soak. Its node returns to the
 /// fallback by itself and never loads it again. With `survives` its runtime lives on, and then no request is lost that
 /// the version could answer.
 fn falls_in_its_soak(model: &'static str, flaw: Flaw, reason: &'static str, survives: bool) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
-        let good = good(&road, &forge, model).await?;
-        let spoil = |dir: &Path| flaw.put_into(dir);
-        let change = Change {
-            model,
-            files: &spoil,
-            ..Change::default()
-        };
-        let bad = forge.make(&good, change).await?;
+        let (good, bad) = good_and_flawed(&road, &forge, model, flaw).await?;
         let (good_digest, bad_digest) = (&good.spec.source.digest, &bad.spec.source.digest);
         let sample = samples::images(1)?.pop().context("no sample")?;
         let mut hammers = Vec::new();

@@ -64,7 +64,7 @@ fn operator() -> Result<Pid> {
     Ok(found[0])
 }
 
-/// Issue point 6: killed in the first, the second and the last wave.
+/// Killed in the first, the second and the last wave.
 #[test]
 fn a_killed_operator_goes_on_where_it_was() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
@@ -92,7 +92,7 @@ fn a_killed_operator_goes_on_where_it_was() -> Result<()> {
     })
 }
 
-/// Issue point 6: the power goes while the bytes are on their way over a slow link. What came before is not fetched again.
+/// The power goes while the bytes are on their way over a slow link. What came before is not fetched again.
 #[test]
 fn a_node_that_loses_power_in_its_download_goes_on_where_it_was() -> Result<()> {
     const NODE: &str = "edge-b-2";

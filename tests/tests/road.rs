@@ -24,7 +24,7 @@ fn metric(version: &ModelVersion, metric: Metric) -> (f64, f64) {
     (of(&summary.metrics), of(&summary.baseline_metrics))
 }
 
-/// Issue point 1 and 8 of the invariants: both jobs beat their baseline, and each step ran as one Job.
+/// Both jobs beat their baseline, and each step ran as one Job.
 #[test]
 fn two_real_jobs_succeed_and_beat_their_baselines() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
@@ -54,7 +54,7 @@ fn two_real_jobs_succeed_and_beat_their_baselines() -> Result<()> {
     })
 }
 
-/// Issue point 3: the same job gives the same bytes, in the cluster again and on a machine by itself.
+/// The same job gives the same bytes, in the cluster again and on a machine by itself.
 #[test]
 fn the_same_job_gives_the_same_digest_again_and_locally() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
@@ -71,7 +71,7 @@ fn the_same_job_gives_the_same_digest_again_and_locally() -> Result<()> {
     })
 }
 
-/// Issue points 2, 3 and 4.
+/// Waves in order, a small update, and nobody who asks notices.
 #[test]
 fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();

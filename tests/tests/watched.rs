@@ -8,7 +8,7 @@ use std::time::Duration;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Issue point 7.
+/// Prometheus really scrapes.
 #[test]
 fn prometheus_answers_for_jobs_rollouts_gates_nodes_and_reconciles() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
@@ -34,7 +34,7 @@ fn prometheus_answers_for_jobs_rollouts_gates_nodes_and_reconciles() -> Result<(
     })
 }
 
-/// Issue point 10: over a minute of quiet nobody writes one of our objects, a worker Job or a ConfigMap.
+/// Over a minute of quiet nobody writes one of our objects, a worker Job or a ConfigMap.
 #[test]
 fn converged_means_no_writes() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();

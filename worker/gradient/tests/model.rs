@@ -306,25 +306,32 @@ fn the_scale_and_shift_of_a_batch_norm_can_be_trained() {
     net.forward(&weights, &x).unwrap().close_enough(&want, true).unwrap();
     let (t, w) = (tensor(&[2, 3], 5), rows(&[1.0, 1.0]));
     let outcome = net.run(&weights, &x, &t, &w).unwrap();
-    for (i, gradient) in outcome.gradients.iter().enumerate() {
+    slopes_agree(&trained, &weights, &outcome.gradients, |all| {
+        net.run(all, &x, &t, &w).unwrap().loss
+    });
+}
+
+/// Each gradient is the slope of the loss along itself, by central differences.
+fn slopes_agree(names: &[String], weights: &[Arc<Tensor>], gradients: &[Tensor], loss: impl Fn(&[Arc<Tensor>]) -> f32) {
+    for (i, gradient) in gradients.iter().enumerate() {
         let gradient = values(gradient);
         let squares: f32 = gradient.iter().map(|g| g * g).sum();
         let step = 1e-2 / squares.sqrt();
         let moved = |step: f32| {
-            let mut all = weights.clone();
+            let mut all = weights.to_vec();
             let changed: Vec<f32> = values(&all[i])
                 .iter()
                 .zip(&gradient)
                 .map(|(v, g)| v + step * g)
                 .collect();
             all[i] = Arc::new(Tensor::from_shape(weights[i].shape(), &changed).unwrap());
-            net.run(&all, &x, &t, &w).unwrap().loss
+            loss(&all)
         };
         let numeric = (moved(step) - moved(-step)) / (2.0 * step);
         assert!(
             (numeric - squares).abs() < 0.02 * squares,
             "{}: {numeric} against {squares}",
-            trained[i]
+            names[i]
         );
     }
 }
@@ -407,25 +414,5 @@ fn a_fresh_layer_norm_keeps_its_weights() {
     let (x, t, w) = (tensor(&[4, 6], 9), target(), rows(&[1.0; 4]));
     let run = |weights: &[Arc<Tensor>]| net.run(weights, std::slice::from_ref(&x), &t, &w).unwrap();
     let outcome = run(&weights);
-    for (i, gradient) in outcome.gradients.iter().enumerate() {
-        let gradient = values(gradient);
-        let squares: f32 = gradient.iter().map(|g| g * g).sum();
-        let step = 1e-2 / squares.sqrt();
-        let moved = |step: f32| {
-            let mut all = weights.clone();
-            let changed: Vec<f32> = values(&all[i])
-                .iter()
-                .zip(&gradient)
-                .map(|(v, g)| v + step * g)
-                .collect();
-            all[i] = Arc::new(Tensor::from_shape(weights[i].shape(), &changed).unwrap());
-            run(&all).loss
-        };
-        let numeric = (moved(step) - moved(-step)) / (2.0 * step);
-        assert!(
-            (numeric - squares).abs() < 0.02 * squares,
-            "{}: {numeric} against {squares}",
-            trained[i]
-        );
-    }
+    slopes_agree(&trained, &weights, &outcome.gradients, |all| run(all).loss);
 }

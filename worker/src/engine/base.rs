@@ -1,7 +1,7 @@
 //! A base model: checked against its hash and bounds, and cut at the feature tensor. What lies behind the cut is dropped,
 //! what lies before it is frozen. It decides where the cut is; it trains nothing.
 
-use super::check::{ExternalFiles, node_name, parse_model};
+use super::check::{ExternalFiles, parse_model};
 use super::graph::{Feed, Graph, shape_of, shapes};
 use super::names::{Wiring, prefix_graph};
 use super::{build, pb};
@@ -11,6 +11,7 @@ use crate::error::{
 };
 use crate::pipeline::{INPUT_IDS, INPUT_MASK, Kind, TensorSpec};
 use fleetune_crds::Input;
+use fleetune_gradient::onnx::node_name;
 use pb::tensor_proto::DataType;
 use pb::type_proto::Value;
 use sha2::{Digest, Sha256};

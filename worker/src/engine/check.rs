@@ -3,6 +3,7 @@
 
 use super::pb;
 use crate::error::{EXTERNAL_DATA, NOT_ONNX, Result, WorkerError};
+use fleetune_gradient::onnx::node_name;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -86,15 +87,6 @@ fn check_graph(graph: &pb::GraphProto, files: &ExternalFiles) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A node's name, or that of its first output where it has none.
-pub fn node_name(node: &pb::NodeProto) -> &str {
-    if node.name.is_empty() {
-        node.output.first().map_or("", String::as_str)
-    } else {
-        &node.name
-    }
 }
 
 /// Bytes of one value of an ONNX element type that the engine can hold; `None` for all others.

@@ -1,12 +1,13 @@
 //! The graph of a version, made ready to run.
 
 use super::base::PREFIX;
-use super::check::{MAX_GRAPH_BYTES, external_files, node_name, parse_model};
+use super::check::{MAX_GRAPH_BYTES, external_files, parse_model};
 use super::pb;
 use crate::error::{INPUT_SHAPE, INTERNAL, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
 use fleetune_gradient::nhwc::{FConv, Isa, rewrite};
+use fleetune_gradient::onnx::node_name;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
