@@ -1,6 +1,6 @@
 //! A cluster's control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler in one network namespace.
 
-use super::apiserver::{common_apiserver_args, etcd_args, write_pki_for};
+use super::apiserver::{common_apiserver_args, etcd_args, tail, write_pki_for};
 use super::net;
 use super::paths::{Paths, search_path};
 use super::pki::{Authority, write_private};
@@ -127,6 +127,11 @@ pub fn start_controllers(paths: &Paths, cluster: ClusterSpec) -> Result<[Process
 /// The name under which a process of a cluster is noted.
 pub fn process_name(cluster: ClusterSpec, program: &str) -> String {
     format!("{}/{program}", cluster.name)
+}
+
+/// The end of a program's log, for an error message.
+pub fn log(paths: &Paths, cluster: ClusterSpec, program: &str) -> String {
+    tail(&folder(paths, cluster).join(format!("{program}.log")))
 }
 
 fn start(paths: &Paths, cluster: ClusterSpec, program: &str, args: &[String]) -> Result<Process> {

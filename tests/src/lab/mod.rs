@@ -119,6 +119,12 @@ impl Lab {
             if net::is_cut(&self.paths, cluster.spec)? {
                 self.heal(cluster.name()).await?;
             }
+            // A test that failed in mid-restart must not fail all that follow it.
+            let state = State::load(&self.paths)?.context("the lab went down")?;
+            let name = controlplane::process_name(cluster.spec, "kube-apiserver");
+            if !state.process(&name).is_some_and(process::Process::is_alive) {
+                self.start_apiserver(cluster.name()).await?;
+            }
             wait_ready(&cluster.client().await?, DEADLINE).await?;
             for node in cluster.spec.node_specs() {
                 let state = State::load(&self.paths)?.context("the lab went down")?;
@@ -267,7 +273,9 @@ impl Lab {
             Ledger::new(paths, state).note(process)
         })
         .await?;
-        wait_ready(&self.cluster(name)?.client().await?, DEADLINE).await
+        wait_ready(&self.cluster(name)?.client().await?, DEADLINE)
+            .await
+            .with_context(|| controlplane::log(&self.paths, cluster, "kube-apiserver"))
     }
 
     /// Kills a cluster's API server, starts it again and waits until it answers.

@@ -81,7 +81,10 @@ pub fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses and may hold anything; what follows the last one is regular.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    if matches!(*fields.first()?, "Z" | "X") {
+    // The state is that of the first thread alone. As long as another one is ending, the process holds its files and
+    // ports: whoever starts its successor now meets an address in use.
+    let threads: usize = fields.get(17)?.parse().ok()?;
+    if matches!(*fields.first()?, "Z" | "X") && threads <= 1 {
         return None;
     }
     fields.get(19)?.parse().ok()
@@ -127,6 +130,25 @@ mod tests {
             ..process.clone()
         };
         assert!(!other.is_alive(), "the same pid with another start is another process");
+        process.kill().unwrap();
+        assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_ended_is_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let program = "import ctypes, threading, time\n\
+                       threading.Thread(target=time.sleep, args=(60,)).start()\n\
+                       ctypes.CDLL(None).pthread_exit(None)";
+        let process = Process::start("threads", None, &["python3", "-c", program], "/usr/bin:/bin", &log).unwrap();
+        let stat = format!("/proc/{}/stat", process.pid);
+        let end = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            assert!(Instant::now() < end, "{}", std::fs::read_to_string(&log).unwrap());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(process.is_alive());
         process.kill().unwrap();
         assert!(!process.is_alive());
     }

@@ -107,7 +107,7 @@ async fn cluster_up(paths: Paths, spec: ClusterSpec, ledger: Arc<Ledger>, steps:
     }
     wait_ready(&cluster.client().await?, DEADLINE)
         .await
-        .with_context(|| format!("cluster {name}"))?;
+        .with_context(|| format!("cluster {name}: {}", controlplane::log(&paths, spec, "kube-apiserver")))?;
     steps.done(&format!("{name}: API ready"));
     {
         let (paths, ledger) = (paths.clone(), ledger.clone());
