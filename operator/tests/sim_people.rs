@@ -168,6 +168,11 @@ fn nothing_begins_while_it_is_paused() {
         (1, 0),
         "what came of the last run stands"
     );
+    assert_eq!(
+        reason(&world, READY).as_deref(),
+        Some("Paused"),
+        "what is wanted does not serve yet"
+    );
     all_serve(&world, 1);
     world.edit(|spec| spec.paused = false);
     while run(&world).waves.is_empty() || ordered(&world, 2) == 0 {

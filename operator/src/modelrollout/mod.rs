@@ -24,6 +24,7 @@ use fleetune_crds::{DeviceCluster, ModelPlacement, ModelRollout, ModelVersion, R
 use futures::FutureExt;
 use heartbeat::Heartbeats;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::ListParams;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
@@ -196,7 +197,16 @@ async fn publish(
                 message,
             } => {
                 let note = format!("RolloutAction {action} {message}");
-                ctx.events.warning(rollout, "ActionIgnored", "RollOut", note).await;
+                let related = ObjectReference {
+                    api_version: Some(RolloutAction::api_version(&()).into_owned()),
+                    kind: Some(RolloutAction::kind(&()).into_owned()),
+                    name: Some(action.clone()),
+                    namespace: rollout.namespace(),
+                    ..ObjectReference::default()
+                };
+                ctx.events
+                    .warning_of(rollout, related, "ActionIgnored", "RollOut", note)
+                    .await;
             }
             plan::Step::RemoveFinalizer { left: Some(left) } => {
                 let note = format!("nodes did not answer within an hour and may still serve the model: {left}");

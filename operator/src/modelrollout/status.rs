@@ -154,6 +154,10 @@ fn summary(p: &Planner<'_>) -> (&'static str, bool, &'static str, String) {
             let Some(proven) = &p.next.proven else {
                 return waiting(p, "Pending", "no version is proven".to_owned());
             };
+            if p.waiting.contains(&Waiting::Paused) {
+                let what = format!("{} serves and a run of another version is due", proven.name);
+                return waiting(p, "Paused", what);
+            }
             (
                 "Complete",
                 true,

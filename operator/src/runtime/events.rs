@@ -2,6 +2,7 @@
 //! events.
 
 use fleetune_crds::conditions::cut;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt};
 
@@ -23,12 +24,26 @@ impl Events {
 
     /// Something went as it should.
     pub async fn normal<K: Resource<DynamicType = ()>>(&self, about: &K, reason: &str, action: &str, note: String) {
-        self.publish(about, EventType::Normal, reason, action, note).await;
+        self.publish(about, EventType::Normal, reason, action, note, None).await;
     }
 
     /// Something needs a look.
     pub async fn warning<K: Resource<DynamicType = ()>>(&self, about: &K, reason: &str, action: &str, note: String) {
-        self.publish(about, EventType::Warning, reason, action, note).await;
+        self.publish(about, EventType::Warning, reason, action, note, None)
+            .await;
+    }
+
+    /// Something needs a look because of another object. It is no repeat of what another object gave rise to.
+    pub async fn warning_of<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        related: ObjectReference,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        self.publish(about, EventType::Warning, reason, action, note, Some(related))
+            .await;
     }
 
     async fn publish<K: Resource<DynamicType = ()>>(
@@ -38,13 +53,14 @@ impl Events {
         reason: &str,
         action: &str,
         note: String,
+        secondary: Option<ObjectReference>,
     ) {
         let event = Event {
             type_,
             reason: reason.to_owned(),
             note: Some(cut(note)),
             action: action.to_owned(),
-            secondary: None,
+            secondary,
         };
         if let Err(error) = self.0.publish(&event, &about.object_ref(&())).await {
             tracing::debug!(%error, reason, name = about.name_any(), "event was not written");

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client};
+use kube::{Api, Client, Config};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,13 +55,20 @@ pub async fn run<M: Models>(shared: Arc<Shared<M>>, node: String) {
 async fn connect() -> Client {
     let mut wait = Duration::from_secs(1);
     loop {
-        match Client::try_default().await {
+        match client().await {
             Ok(client) => return client,
             Err(error) => tracing::warn!(%error, "no access to an API server: serving what the store has"),
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
+}
+
+async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer().await?;
+    // The loop that writes has a backoff of its own; the library's hidden retries would hold an old state for minutes.
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
 }
 
 async fn observe<M: Models>(
