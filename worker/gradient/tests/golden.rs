@@ -23,6 +23,7 @@ use fleetune_gradient::schedule::{Schedule, Shape};
 use fleetune_gradient::trainer::{Plan, Shard, Trainer};
 use fleetune_gradient::{Differentiable, Input, Loss, Refusal, checkpoint, cut, onnx};
 use nets::{CLASSES, Net, net};
+use real::Real;
 use serde::Deserialize;
 use std::sync::Arc;
 use tract_onnx::prelude::{DatumType, Tensor};
@@ -74,6 +75,12 @@ struct Case {
     sample: Vec<usize>,
     #[serde(default)]
     width: usize,
+    /// Its tensor of features.
+    #[serde(default)]
+    features: String,
+    /// Words of a text encoder.
+    #[serde(default)]
+    vocabulary: usize,
     losses: Vec<f64>,
     norms: Vec<f64>,
 }
@@ -223,7 +230,13 @@ fn ready(case: &Case) -> Result<(Differentiable, Data, Vec<Param>), Refusal> {
     let mut net = if case.width == 0 {
         net(&case.net, shard)
     } else {
-        real::net(&real::file(&case.net).unwrap(), &case.sample, case.width)
+        real::net(&Real {
+            path: &real::file(&case.net).unwrap(),
+            sample: &case.sample,
+            width: case.width,
+            features: &case.features,
+            vocabulary: case.vocabulary,
+        })
     };
     let names = trained(case, &mut net);
     let input = Input {
@@ -234,10 +247,14 @@ fn ready(case: &Case) -> Result<(Differentiable, Data, Vec<Param>), Refusal> {
     let model = Differentiable::build(&net.model, &[input], &net.output, &names, case.loss())?;
     let weights = onnx::weights(net.model.graph.as_ref().unwrap(), &names)?;
     let params = names.iter().zip(weights).map(|(n, w)| Param::of(n, w).unwrap());
-    let values = case.rows as usize * net.sample.iter().product::<usize>();
+    let rows = case.rows as usize;
+    let values = rows * net.sample.iter().product::<usize>();
     let data = Data {
         sample: net.sample.clone(),
-        x: uniform(1000, values).iter().map(|v| v * net.gain).collect(),
+        x: match case.vocabulary {
+            0 => uniform(1000, values).iter().map(|v| v * net.gain).collect(),
+            words => real::texts(rows, net.sample[0], words),
+        },
         y: case.targets(),
     };
     Ok((model, data, params.collect()))
@@ -324,6 +341,20 @@ fn efficientnet_lite0() {
 fn fracast() {
     if real::file("fracast.onnx").is_some() {
         compare("fracast.onnx");
+    }
+}
+
+#[test]
+fn minilm() {
+    if real::file("minilm.onnx").is_some() {
+        compare("minilm.onnx");
+    }
+}
+
+#[test]
+fn speech_embedding() {
+    if real::file("speech-embedding.onnx").is_some() {
+        compare("speech-embedding.onnx");
     }
 }
 

@@ -1,11 +1,11 @@
 //! The models of the examples as nets of the golden tests: their graph up to its features, with a classifier on them.
 
-use crate::builder::uniform;
+use crate::builder::{SEED, int, ints, uniform};
 use crate::nets::{CLASSES, Net};
-use fleetune_gradient::onnx::{floats, node};
+use fleetune_gradient::onnx::{float_info, floats, node};
 use fleetune_gradient::pb;
-use fleetune_gradient::pb::attribute_proto::AttributeType;
 use fleetune_gradient::pb::tensor_proto::DataType;
+use fleetune_gradient::philox::{Place, Purpose, Stream};
 use prost::Message;
 use std::path::PathBuf;
 
@@ -31,9 +31,22 @@ pub fn file(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// The model at `path` with a classifier on its `width` features.
-pub fn net(path: &PathBuf, sample: &[usize], width: usize) -> Net {
-    let mut model = pb::ModelProto::decode(&*std::fs::read(path).unwrap()).unwrap();
+/// What the model at a path is given, and where a classifier reads it.
+pub struct Real<'a> {
+    pub path: &'a PathBuf,
+    /// Shape of one sample.
+    pub sample: &'a [usize],
+    /// Number of features.
+    pub width: usize,
+    /// The tensor that holds them.
+    pub features: &'a str,
+    /// Words that a text is made of; 0 where samples are no texts.
+    pub vocabulary: usize,
+}
+
+/// The model with a classifier on its features, or of a text encoder on their mean over all tokens.
+pub fn net(real: &Real) -> Net {
+    let mut model = pb::ModelProto::decode(&*std::fs::read(real.path).unwrap()).unwrap();
     let graph = model.graph.as_mut().unwrap();
     let is_weight = |t: &&pb::TensorProto| {
         let count: i64 = t.dims.iter().product();
@@ -45,27 +58,72 @@ pub fn net(path: &PathBuf, sample: &[usize], width: usize) -> Net {
         .filter(is_weight)
         .map(|t| t.name.clone())
         .collect();
+    let width = real.width;
     let scale = (3.0 / width as f64).sqrt() as f32;
     let scaled = |layer, count, scale: f32| uniform(layer, count).iter().map(|u| u * scale).collect::<Vec<f32>>();
     let weight = floats("head.w", &[CLASSES, width], &scaled(3000, CLASSES * width, scale));
     let bias = floats("head.b", &[CLASSES], &scaled(3001, CLASSES, 0.1));
     weights.extend([weight.name.clone(), bias.name.clone()]);
     graph.initializer.extend([weight, bias]);
-    let transposed = pb::AttributeProto {
-        name: "transB".to_owned(),
-        i: 1,
-        r#type: AttributeType::Int as i32,
-        ..Default::default()
-    };
-    let inputs = ["features", "head.w", "head.b"];
-    graph.node.push(node("Gemm", &inputs, "head.logits", vec![transposed]));
-    let input = graph.input[0].name.clone();
+    let mut input = graph.input[0].name.clone();
+    if real.vocabulary > 0 {
+        "text".clone_into(&mut input);
+        takes_texts(graph, &input);
+        let over = vec![ints("axes", &[1]), int("keepdims", 0)];
+        graph
+            .node
+            .push(node("ReduceMean", &[real.features], "head.features", over));
+    } else {
+        let flat = vec![int("axis", 1)];
+        graph
+            .node
+            .push(node("Flatten", &[real.features], "head.features", flat));
+    }
+    let inputs = ["head.features", "head.w", "head.b"];
+    graph
+        .node
+        .push(node("Gemm", &inputs, "head.logits", vec![int("transB", 1)]));
     Net {
         model,
         input,
-        sample: sample.to_vec(),
+        sample: real.sample.to_vec(),
         gain: 1.0,
         output: "head.logits".to_owned(),
         weights,
     }
+}
+
+/// Makes the three inputs of a text encoder from one of numbers of words, as f32, of which 0 is padding.
+fn takes_texts(graph: &mut pb::GraphProto, input: &str) {
+    graph
+        .initializer
+        .extend([floats("text.zero", &[], &[0.0]), floats("text.one", &[], &[1.0])]);
+    let number = || vec![int("to", i64::from(DataType::Int64 as i32))];
+    let own = vec![
+        node("Cast", &[input], "input_ids", number()),
+        node("Min", &[input, "text.one"], "text.mask", vec![]),
+        node("Cast", &["text.mask"], "attention_mask", number()),
+        node("Mul", &[input, "text.zero"], "text.types", vec![]),
+        node("Cast", &["text.types"], "token_type_ids", number()),
+    ];
+    graph.node.splice(0..0, own);
+    graph.input = vec![float_info(input, &[])];
+}
+
+/// Numbers of words, the same as those of `real.py`.
+pub fn texts(rows: usize, tokens: usize, vocabulary: usize) -> Vec<f32> {
+    let place = Place {
+        layer: 1000,
+        ..Place::of(Purpose::Data)
+    };
+    let mut stream = Stream::new(SEED, place);
+    let mut numbers = Vec::with_capacity(rows * tokens);
+    for row in 0..rows {
+        let own = tokens - 2 * (row % 3);
+        for token in 0..tokens {
+            let number = 1 + stream.bits() as usize % (vocabulary - 1);
+            numbers.push(if token < own { number as f32 } else { 0.0 });
+        }
+    }
+    numbers
 }
