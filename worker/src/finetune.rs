@@ -2,16 +2,17 @@
 //! the job's method, what lies before it, writes the version, loads it back and compares it with what was trained. In a
 //! pod it pushes the candidate by digest; it judges nothing and signs nothing.
 
+mod frozen;
+
 use crate::config::{Job, MAX_MODEL_BYTES, MethodRule};
 use crate::data::{self, DataSet, Part, Row};
 use crate::engine::{Backbone, Base, Graph, build, pb};
 use crate::error::{
-    DATA_TOO_LARGE, EXPORT_MISMATCH, INPUT_SHAPE, INTERNAL, INVALID_TOKENIZER, MODEL_TOO_LARGE, Result,
-    TOKENIZER_TOO_LARGE, WorkerError,
+    DATA_TOO_LARGE, EXPORT_MISMATCH, INTERNAL, MODEL_TOO_LARGE, Result, TOKENIZER_TOO_LARGE, WorkerError,
 };
 use crate::features::{extract, prepare, variants};
 use crate::lineage::Lineage;
-use crate::pipeline::{MAX_TOKENIZER_BYTES, Pipeline, Prepared, Preparer, TOKENIZER, json};
+use crate::pipeline::{MAX_TOKENIZER_BYTES, Pipeline, Preparer, TOKENIZER, json};
 use crate::progress::Tracker;
 use crate::registry::Registry;
 use crate::sources::{self, Limits};
@@ -30,8 +31,6 @@ use std::time::Duration;
 
 /// The learning curve, in a version's folder.
 pub const HISTORY: &str = "history.json";
-/// Texts that go through the frozen part at a time: the weights are read from memory once for all of them.
-const TEXTS_AT_ONCE: usize = 8;
 /// Rows on which the written version is compared with the trained one.
 const COMPARED: usize = 16;
 /// Largest difference between what was trained and the written version in single precision: absolute for probabilities,
@@ -146,22 +145,9 @@ pub fn build(
         Preparer::new(pipeline, tokenizer.as_deref())
     };
     let preparer = prepare(2)?;
-    let inputs = &preparer.pipeline().inputs;
-    let backbone = Base::load(model, &job.spec.base_model.sha256, MAX_MODEL_BYTES)
-        .and_then(|base| base.cut(job.spec.base_model.features.as_deref(), &job.spec.input, inputs))
-        .map_err(|e| e.at("spec.baseModel"))?;
-    if let Some(last) = preparer.last_token()
-        && usize::try_from(last).is_ok_and(|last| last >= backbone.vocabulary)
-    {
-        return Err(WorkerError::bad(
-            INVALID_TOKENIZER,
-            format!(
-                "the tokenizer has tokens up to {last}, the base model takes 0 to {}: name its own tokenizer",
-                backbone.vocabulary.saturating_sub(1)
-            ),
-        ));
-    }
-    let graph = features_graph(job, &backbone, &preparer)?;
+    let (backbone, graph) = Base::load(model, &job.spec.base_model.sha256, MAX_MODEL_BYTES)
+        .map_err(|e| e.at("spec.baseModel"))
+        .and_then(|base| frozen::part(job, &base, &preparer))?;
     let data = data::load(job, &fetched.data, tracker).map_err(|e| e.at("spec.dataset"))?;
     let preparer = prepare(data.labels.len())?;
     tracing::info!(
@@ -262,29 +248,6 @@ fn tokenizer(fetched: &Fetched) -> Result<Option<Vec<u8>>> {
         ));
     }
     std::fs::read(path).map(Some).map_err(io)
-}
-
-/// The frozen part, ready to run. Of a text encoder it is tried at once with the longest text: a smaller table of places
-/// would end the job in the middle of the data, or a request on a node.
-fn features_graph(job: &Job, backbone: &Backbone, preparer: &Preparer) -> Result<Graph> {
-    let inputs = &preparer.pipeline().inputs;
-    let model = build::features_model(backbone, &job.spec.input, inputs)?;
-    let Some(last) = preparer.last_token() else {
-        return Graph::build(&model, None, inputs);
-    };
-    let graph = Graph::build_rows(&model, None, inputs, TEXTS_AT_ONCE)?;
-    let tokens = inputs.first().and_then(|i| i.shape.last()).copied().unwrap_or(0);
-    let longest = Prepared::tokens(vec![last; tokens], vec![1; tokens])?;
-    graph.run(&longest).map_err(|e| {
-        WorkerError::bad(
-            INPUT_SHAPE,
-            format!(
-                "the base model does not take {tokens} tokens: lower spec.input.text.maxTokens ({})",
-                e.message()
-            ),
-        )
-    })?;
-    Ok(graph)
 }
 
 fn features(graph: &Graph, job: &Job, preparer: &Preparer, data: &DataSet, tracker: &Tracker) -> Result<(Set, Set)> {

@@ -236,6 +236,15 @@ fn labels(drafts: &[Draft]) -> Result<Vec<String>> {
 fn target(draft: &Draft, labels: &[String]) -> Result<Target> {
     if labels.is_empty() {
         return match draft.label.trim().parse::<f64>() {
+            // Beyond single precision no version could answer it.
+            Ok(value) if value.is_finite() && (value as f32).is_infinite() => Err(WorkerError::bad(
+                DATA_FORMAT,
+                format!(
+                    "{}: the target {value:e} is out of range, at most {:e} either way: give it in another unit",
+                    draft.key,
+                    f32::MAX
+                ),
+            )),
             Ok(value) if value.is_finite() => Ok(Target::Value(value)),
             _ => Err(WorkerError::bad(
                 DATA_FORMAT,

@@ -3,11 +3,11 @@
 
 use super::check::{ExternalFiles, parse_model};
 use super::graph::{Feed, Graph, shape_of, shapes};
-use super::names::{Wiring, prefix_graph};
+use super::names::{Wiring, prefix_graph, set_nodes_apart};
 use super::{build, pb};
 use crate::error::{
-    FEATURES_NOT_FOUND, INPUT_SHAPE, MODEL_MISMATCH, MODEL_TOO_LARGE, NOT_ONNX, Result, UNSUPPORTED_OPERATOR,
-    WorkerError,
+    FEATURES_NOT_FOUND, INPUT_SHAPE, MODEL_MISMATCH, MODEL_TOO_LARGE, NOT_FINITE, NOT_ONNX, Result,
+    UNSUPPORTED_OPERATOR, WorkerError,
 };
 use crate::pipeline::{INPUT_IDS, INPUT_MASK, Kind, TensorSpec};
 use fleetune_crds::Input;
@@ -188,8 +188,18 @@ impl Base {
             .filter(|t| used.contains(&t.name))
             .cloned()
             .collect();
+        set_nodes_apart(&mut part, &self.inputs);
         prefix_graph(&mut part, PREFIX);
         let (nodes, initializers) = build::freeze(part)?;
+        if let Some(tensor) = initializers.iter().find(|t| holds_nan(t)) {
+            return Err(WorkerError::bad(
+                NOT_FINITE,
+                format!(
+                    "tensor {:?} of the base model holds NaN: export it anew",
+                    tensor.name.trim_start_matches(PREFIX)
+                ),
+            ));
+        }
         let mut backbone = Backbone {
             nodes,
             initializers,
@@ -382,6 +392,22 @@ fn vocabulary(backbone: &Backbone) -> Option<usize> {
         }
     }
     rows.filter(|rows| *rows >= 2)
+}
+
+/// Whether a tensor with raw bytes holds a value that is not a number. A ReLU could hide it from what comes out.
+fn holds_nan(tensor: &pb::TensorProto) -> bool {
+    let bytes = tensor.raw_data.as_slice();
+    match DataType::try_from(tensor.data_type) {
+        Ok(DataType::Float) => bytes.as_chunks::<4>().0.iter().any(|b| f32::from_le_bytes(*b).is_nan()),
+        Ok(DataType::Double) => bytes.as_chunks::<8>().0.iter().any(|b| f64::from_le_bytes(*b).is_nan()),
+        // Half precision: all bits of the exponent, and one behind them.
+        Ok(DataType::Float16) => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .any(|b| u16::from_le_bytes(*b) & 0x7fff > 0x7c00),
+        _ => false,
+    }
 }
 
 /// Whether a tensor of one text is one vector a token.

@@ -2,6 +2,7 @@
 
 use super::base::PREFIX;
 use super::check::{MAX_GRAPH_BYTES, external_files, parse_model};
+use super::lookup::onnx;
 use super::pb;
 use crate::error::{INPUT_SHAPE, INTERNAL, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
@@ -262,11 +263,8 @@ fn type_model(
     rows: usize,
     tokens: Tokens,
 ) -> Result<TypedModel> {
-    let onnx = tract_onnx::onnx()
-        .with_ignore_value_info(true)
-        .with_ignore_output_shapes(true);
     let failed = |e: TractError| refused(model, &e);
-    let parsed = onnx.parse(model, folder).map_err(failed)?;
+    let parsed = onnx().parse(model, folder).map_err(failed)?;
     if let Some(name) = parsed.unresolved_inputs.first() {
         return Err(WorkerError::bad(
             crate::error::NOT_ONNX,
@@ -342,10 +340,7 @@ pub struct Feed {
 pub fn shapes(model: &pb::ModelProto, feeds: &[Feed]) -> BTreeMap<String, Vec<usize>> {
     use pb::tensor_proto::DataType;
     let find = || -> TractResult<BTreeMap<String, Vec<usize>>> {
-        let onnx = tract_onnx::onnx()
-            .with_ignore_value_info(true)
-            .with_ignore_output_shapes(true);
-        let parsed = onnx.parse(model, None)?;
+        let parsed = onnx().parse(model, None)?;
         let mut inference = parsed.model;
         for feed in feeds {
             let dtype = match feed.kind {

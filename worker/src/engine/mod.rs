@@ -6,6 +6,7 @@ pub mod build;
 mod check;
 mod fold;
 mod graph;
+mod lookup;
 mod names;
 mod refusal;
 pub mod step;

@@ -90,3 +90,14 @@ pub fn prefix_graph(graph: &mut pb::GraphProto, prefix: &str) {
         }
     }
 }
+
+/// Gives each node that is called like one of its graph's initializers or like one of `inputs` another name: ONNX allows
+/// both, the engine does not.
+pub fn set_nodes_apart(graph: &mut pb::GraphProto, inputs: &[String]) {
+    let given: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    for node in &mut graph.node {
+        while given.contains(node.name.as_str()) || inputs.contains(&node.name) {
+            node.name.push_str(".node");
+        }
+    }
+}

@@ -80,6 +80,18 @@ fn a_product_of_two_computed_tensors_is_no_head() {
 }
 
 #[test]
+fn a_node_may_be_called_like_a_tensor() {
+    let mut model = window_model();
+    model.graph.as_mut().unwrap().node[1].name = "w".to_owned();
+    model.graph.as_mut().unwrap().node[2].name = "x".to_owned();
+    let input = sensor_input(2, 8);
+    let backbone = cut(&model, None, &input).unwrap();
+    let names: Vec<&str> = backbone.nodes.iter().map(|n| n.name.as_str()).collect();
+    assert_eq!(names[1..], ["base/w.node", "base/x.node"]);
+    assert_eq!(backbone.width, 40);
+}
+
+#[test]
 fn files_that_are_no_models_are_refused() {
     let (bytes, hash) = encoded(&picture_model());
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -305,6 +317,25 @@ fn weights_that_lie_elsewhere_are_refused_before_memory_is_taken() {
         .map(|_| ())
         .unwrap_err();
     assert_eq!(error.reason(), EXTERNAL_DATA, "a link");
+    let refused = |change: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        let pipeline = written(dir.path(), 3);
+        change(&dir.path().join(BACKBONE));
+        let opened = Graph::open(dir.path(), &pipeline.inputs, &pipeline.output);
+        opened.map(|_| ()).unwrap_err()
+    };
+    let missing = refused(&|path| std::fs::remove_file(path).unwrap());
+    assert_eq!(missing.reason(), EXTERNAL_DATA, "{missing}");
+    assert!(
+        missing.message().contains("\"base/w\"") && missing.message().contains(BACKBONE),
+        "{missing}"
+    );
+    let short = refused(&|path| std::fs::write(path, [0; 2556]).unwrap());
+    assert_eq!(short.reason(), EXTERNAL_DATA, "{short}");
+    assert!(
+        short.message().contains("\"base/w\"") && short.message().contains("2556 bytes"),
+        "{short}"
+    );
 }
 
 fn perm() -> pb::AttributeProto {

@@ -13,6 +13,7 @@ use std::fmt::Write;
 /// A job, and what its error must say.
 struct Case {
     what: &'static str,
+    task: &'static str,
     reason: &'static str,
     /// Where, what, and what to do.
     words: &'static [&'static str],
@@ -31,6 +32,7 @@ impl Case {
     fn new(what: &'static str, reason: &'static str, words: &'static [&'static str]) -> Self {
         Self {
             what,
+            task: "Classification",
             reason,
             words,
             input: "{image: {size: 16}}",
@@ -67,7 +69,7 @@ impl Case {
 
     async fn run(self) {
         let made = files(
-            "Classification",
+            self.task,
             self.input,
             self.dataset,
             &picture_model(),
@@ -122,6 +124,43 @@ fn table() -> String {
         for i in 0..16 {
             let _ = write!(text, ",{}", (row * 37 + i * 11 + row * row) % 97);
         }
+    }
+    text
+}
+
+/// A table of 80 rows of a Regression, the fifth with this target, and of three parts by a column.
+fn targets(fifth: &str) -> String {
+    let mut lines = table().lines().map(str::to_owned).collect::<Vec<String>>();
+    for (row, line) in lines.iter_mut().enumerate().skip(1) {
+        let (_, values) = line.split_once(',').unwrap();
+        let target = if row == 5 { fifth.to_owned() } else { row.to_string() };
+        *line = format!("{target},{values}");
+    }
+    lines.join("\n")
+}
+
+/// The table with a column for the part of a row, and a class that the test rows alone have.
+fn unseen() -> String {
+    let mut lines = table().lines().map(str::to_owned).collect::<Vec<String>>();
+    lines[0].push_str(",split");
+    for (row, line) in lines.iter_mut().enumerate().skip(1) {
+        let part = ["train", "train", "validation", "test"][row % 4];
+        if part == "test" && row > 70 {
+            *line = format!("sideways,{}", line.split_once(',').unwrap().1);
+        }
+        *line = format!("{line},{part}");
+    }
+    lines.join("\n")
+}
+
+/// More labels than are taken, each on one row.
+fn labels() -> String {
+    let mut text = "label".to_owned();
+    for i in 0..16 {
+        let _ = write!(text, ",v{i}");
+    }
+    for row in 0..10_001 {
+        let _ = write!(text, "\nlabel {row}{}", ",0.5".repeat(16));
     }
     text
 }
@@ -237,6 +276,47 @@ async fn bad_data_ends_a_job_with_its_own_reason() {
 }
 
 #[tokio::test]
+async fn bad_labels_end_a_job_with_their_own_reason() {
+    for case in [
+        Case {
+            dataset: ", split: {by: Column}, columns: {split: split}",
+            ..Case::table(
+                "a class in the test rows alone",
+                TOO_FEW_SAMPLES,
+                &["spec.dataset", "\"sideways\"", "0 training rows", "minPerClass"],
+                unseen(),
+            )
+        },
+        Case::table(
+            "more labels than a model may have",
+            DATA_FORMAT,
+            &["spec.dataset", "10001 different labels", "Regression"],
+            labels(),
+        ),
+        Case {
+            task: "Regression",
+            ..Case::table(
+                "a target out of range",
+                DATA_FORMAT,
+                &["spec.dataset", "row 5", "1e300", "out of range", "unit"],
+                targets("1e300"),
+            )
+        },
+        Case {
+            task: "Regression",
+            ..Case::table(
+                "a target that is no number",
+                DATA_FORMAT,
+                &["spec.dataset", "row 5", "\"NaN\"", "not a finite number"],
+                targets("NaN"),
+            )
+        },
+    ] {
+        case.run().await;
+    }
+}
+
+#[tokio::test]
 async fn a_bad_base_model_ends_a_job_with_its_own_reason() {
     let good = encoded(&picture_model()).0;
     let strange = |change: &dyn Fn(&mut ModelProto)| {
@@ -244,6 +324,21 @@ async fn a_bad_base_model_ends_a_job_with_its_own_reason() {
         change(&mut model);
         model.encode_to_vec()
     };
+    let nan = strange(&|model| {
+        let weights = &mut model.graph.as_mut().unwrap().initializer[0].raw_data;
+        weights[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let outside = strange(&|model| {
+        let weights = &mut model.graph.as_mut().unwrap().initializer[0];
+        let entry = |key: &str, value: &str| crate::engine::pb::StringStringEntryProto {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        };
+        weights.external_data = vec![entry("location", "weights.bin"), entry("length", "288")];
+        weights.data_location = Some(1);
+        weights.raw_data.clear();
+    });
+    let short = strange(&|model| model.graph.as_mut().unwrap().initializer[0].raw_data.truncate(280));
     let operator = strange(&|model| model.graph.as_mut().unwrap().node[1].op_type = "Fancy".to_owned());
     let features = Case {
         features: "embedding",
@@ -275,6 +370,24 @@ async fn a_bad_base_model_ends_a_job_with_its_own_reason() {
             NOT_ONNX,
             &["spec.baseModel", "cut short", "again"],
             good[..good.len() / 2].to_vec(),
+        ),
+        Case::model(
+            "NaN in weights",
+            NOT_FINITE,
+            &["spec.baseModel", "\"conv/w\"", "NaN", "anew"],
+            nan,
+        ),
+        Case::model(
+            "weights in another file",
+            EXTERNAL_DATA,
+            &["spec.baseModel", "\"conv/w\"", "\"weights.bin\"", "one file"],
+            outside,
+        ),
+        Case::model(
+            "weights that are short",
+            NOT_ONNX,
+            &["spec.baseModel", "\"conv/w\"", "288 bytes", "has 280"],
+            short,
         ),
         Case::model(
             "an operator that is not known",

@@ -1,11 +1,16 @@
 //! Whole jobs on texts: a tiny encoder and a tokenizer of sixteen words.
 
 use super::*;
-use crate::engine::testing::text_model;
-use crate::error::{INVALID_TOKENIZER, NOT_FOUND, TOKENIZER_MISMATCH, TOKENIZER_TOO_LARGE};
+use crate::engine::build::{floats, node};
+use crate::engine::pb;
+use crate::engine::testing::{TEXT_WIDTH, text_model};
+use crate::error::{INPUT_SHAPE, INVALID_TOKENIZER, NOT_FOUND, TOKENIZER_MISMATCH, TOKENIZER_TOO_LARGE};
 use crate::pipeline::testing::TINY_WORDS;
 use crate::pipeline::{MAX_TOKENIZER_BYTES, TOKENIZER};
+use crate::train::Epoch;
 use fleetune_crds::common::Digest;
+use prost::Message;
+use std::collections::BTreeSet;
 
 /// Orders of words, and whether each switches on or off.
 fn orders() -> String {
@@ -69,6 +74,111 @@ fn a_job_on_texts_ends_in_the_same_digest_on_any_number_of_threads() {
             "no word of the data: {text}"
         );
     }
+}
+
+/// Names of the base model's tensors in the version's tuned file.
+fn moved(dir: &Path) -> BTreeSet<String> {
+    let model = pb::ModelProto::decode(&*std::fs::read(dir.join(version::MODEL)).unwrap()).unwrap();
+    let tensors = model.graph.unwrap().initializer.into_iter();
+    tensors
+        .filter(|t| t.external_data.iter().any(|e| e.value == version::TUNED))
+        .filter_map(|t| t.name.strip_prefix("base/").map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn texts_by_all_methods() {
+    for (method, weights) in [
+        ("Full", &["words", "types", "query", "key"][..]),
+        ("LastLayers, lastLayers: {count: 2}", &["query", "key"]),
+        (
+            "Lora, lora: {rank: 2, alpha: '8'}",
+            &["query.lora.a", "query.lora.b", "key.lora.a", "key.lora.b"],
+        ),
+        (
+            "Lora, lora: {rank: 2, targets: [query]}",
+            &["query.lora.a", "query.lora.b"],
+        ),
+    ] {
+        let more = format!("  train: {{method: {method}, epochs: 8, optimizer: {{learningRate: '0.003'}}}}\n");
+        let files = text_files(&text_model(TINY_WORDS.len()), 12, &more);
+        let one = run_on(1, &files, "one").unwrap();
+        assert_eq!(one.digest, run_on(3, &files, "three").unwrap().digest, "{method}");
+        let dir = files.folder.path().join("one").join(VERSION);
+        assert_eq!(
+            moved(&dir),
+            weights.iter().map(|w| (*w).to_owned()).collect(),
+            "{method}"
+        );
+        let history = std::fs::read(dir.join(crate::finetune::HISTORY)).unwrap();
+        let epochs: Vec<Epoch> = serde_json::from_slice(&history).unwrap();
+        let (first, last) = (&epochs[1], epochs.last().unwrap());
+        assert!(last.train_loss < first.train_loss, "{method}: {epochs:?}");
+        // Half of the texts are of either class.
+        let accuracy = one.summary.metrics["accuracy"].get();
+        assert!(accuracy > 0.65, "{method}: {:?}", one.summary);
+        let tested = selftest::run(&Version::open(&dir).unwrap(), &dir, 1e-3).unwrap();
+        assert!(tested.ok, "{method}: {tested:?}");
+    }
+}
+
+/// The model with a table of so many places: cut to the text's length, or read by constant numbers as exporters write it.
+fn placed(places: usize, gathered: Option<i64>) -> pb::ModelProto {
+    let mut model = text_model(TINY_WORDS.len());
+    let ints = |name: &str, values: Vec<i64>| pb::TensorProto {
+        name: name.to_owned(),
+        dims: vec![i64::try_from(values.len()).unwrap()],
+        data_type: pb::tensor_proto::DataType::Int64 as i32,
+        int64_data: values,
+        ..Default::default()
+    };
+    let table = (0..places * TEXT_WIDTH)
+        .map(|i| (i * 7919 % 101) as f32 / 500.0)
+        .collect::<Vec<f32>>();
+    let graph = model.graph.as_mut().unwrap();
+    graph.initializer.extend([
+        floats("places", &[places, TEXT_WIDTH], &table),
+        ints("from", vec![0]),
+        ints("second", vec![1]),
+        ints("third", vec![2]),
+    ]);
+    graph.node[2] = node("Add", &["word", "type"], "typed", vec![]);
+    graph.node.insert(3, node("Add", &["typed", "place"], "x", vec![]));
+    let mut own = vec![
+        node("Shape", &["input_ids"], "shape", vec![]),
+        node("Slice", &["shape", "second", "third", "from"], "length", vec![]),
+    ];
+    if let Some(numbers) = gathered {
+        graph.initializer.push(ints("numbers", (0..numbers).collect()));
+        own.push(node(
+            "Slice",
+            &["numbers", "from", "length", "from"],
+            "position_ids",
+            vec![],
+        ));
+        own.push(node("Gather", &["places", "position_ids"], "place", vec![]));
+    } else {
+        own.push(node("Slice", &["places", "from", "length", "from"], "place", vec![]));
+    }
+    graph.node.splice(0..0, own);
+    model
+}
+
+#[test]
+fn a_text_longer_than_the_table_of_places_is_refused_with_what_fits() {
+    for (what, model) in [("cut", placed(10, None)), ("read", placed(10, Some(512)))] {
+        let error = run_on(2, &text_files(&model, 12, ""), "out").map(|_| ()).unwrap_err();
+        assert_eq!(error.reason(), INPUT_SHAPE, "{what}: {error}");
+        for word in ["at most 10 tokens, not of 12", "spec.input.text.maxTokens"] {
+            assert!(error.message().contains(word), "{what}: {error} lacks {word:?}");
+        }
+    }
+    let made = run_on(
+        2,
+        &text_files(&placed(12, Some(512)), 12, "  train: {method: Full, epochs: 2}\n"),
+        "out",
+    );
+    assert!(made.unwrap().summary.metrics.contains_key("accuracy"));
 }
 
 #[test]
