@@ -17,6 +17,8 @@ fn prometheus_answers_for_jobs_rollouts_gates_nodes_and_reconciles() -> Result<(
         road.roll(&rollout("shirts", &[("all", "100%", "0s")]), &version)
             .await?;
         for query in [
+            "fleetune_job_metric{namespace=\"shop\", finetunejob=\"shirts-1\", split=\"test\", metric=\"macroF1\"} > 0.5",
+            "max_over_time(fleetune_job_samples_per_second{finetunejob=\"shirts-1\"}[15m]) > 0",
             "sum(fleetune_jobs_finished_total) > 0",
             "sum(fleetune_job_gate_verdicts_total) > 0",
             "sum(fleetune_rollout_nodes{state=\"proven\"}) >= 4",

@@ -114,12 +114,13 @@ impl JobMetrics {
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, prometheus::Error>(vec)
         };
-        let job = &["namespace", "job"];
+        // Not `job`, which Prometheus gives to what it scrapes and would rename here.
+        let job = &["namespace", "finetunejob"];
         Ok(Self {
             metric: gauge(
                 "fleetune_job_metric",
                 "Metrics of a job by split, while it runs and after.",
-                &["namespace", "job", "split", "metric"],
+                &["namespace", "finetunejob", "split", "metric"],
             )?,
             epoch: gauge("fleetune_job_epoch", "Epochs that are done.", job)?,
             samples_per_second: gauge(

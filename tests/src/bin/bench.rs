@@ -27,7 +27,7 @@ async fn main() -> Result<()> {
     note("apply_overhead_s", apply_overhead(&road, "shirts-1").await?);
     let rate = road
         .lab
-        .prometheus_query("max(max_over_time(fleetune_job_samples_per_second{job=\"shirts-1\"}[30m]))")
+        .prometheus_query("max(max_over_time(fleetune_job_samples_per_second{finetunejob=\"shirts-1\"}[30m]))")
         .await?;
     if let Some(rate) = rate
         .first()
@@ -56,6 +56,13 @@ async fn main() -> Result<()> {
     );
     let (sum, count) = switched(&road).await?;
     note("switch_s", (sum - switches.0) / (count - switches.1).max(1.0));
+
+    show.step("and back to the first");
+    let before = road.node_series("fleetune_node_switch_seconds_sum").await?;
+    road.roll(&plan, &first).await?;
+    let after = road.node_series("fleetune_node_switch_seconds_sum").await?;
+    let slowest = after.iter().map(|(node, sum)| sum - before.get(node).unwrap_or(&0.0));
+    note("switch_back_slowest_node_s", slowest.fold(0.0, f64::max));
 
     show.step("sizes");
     let mb = |bytes: f64| bytes / 1e6;

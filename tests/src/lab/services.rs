@@ -88,6 +88,8 @@ fn prometheus_config(paths: &Paths, clusters: &[ClusterSpec]) -> String {
         let _ = write!(
             text,
             r"- job_name: {name}-pods
+  # As the charts' ServiceMonitors ask: `namespace` is that of the object, not of the operator.
+  honor_labels: true
   file_sd_configs: [{{files: ['{targets}'], refresh_interval: 5s}}]
 - job_name: {name}-apiserver
   scheme: https
