@@ -21,12 +21,13 @@ REQUIREMENTS = os.path.join(HERE, "requirements.txt")
 
 
 class Example(NamedTuple):
-    """One file: the script that makes it, the package it is made from, and what must come out."""
+    """One file: the script that makes it, the package it is made from, what must come out, and options of the script."""
 
     script: str
     installer: str
     package: str
     sha256: str
+    options: tuple = ()
 
 
 EXAMPLES = {
@@ -44,6 +45,13 @@ EXAMPLES = {
         "apt",
         "dataset-fashion-mnist",
         "5e2226aaba17c748221c2a178aee0ddda6a35ccf8540cf27ba5b7ff012579c4c",
+    ),
+    "fashion-mnist-10k.tar": Example(
+        "data/fashion_mnist.py",
+        "apt",
+        "dataset-fashion-mnist",
+        "6f47171b3232c0edd5071d4d472bbce6478fec26d20df9e89f5829c632d21dcd",
+        ("--images", "10000"),
     ),
     "hapt.csv": Example(
         "data/hapt.py",
@@ -111,7 +119,7 @@ def make(name, out):
     path = os.path.join(out, name)
     if not os.path.exists(path):
         program = python()
-        run([program, "-B", os.path.join(HERE, example.script), fetch(example, program), path])
+        run([program, "-B", os.path.join(HERE, example.script), fetch(example, program), path, *example.options])
     found = sha256(path)
     if found != example.sha256:
         raise SystemExit(f"{path} has sha256 {found}, expected {example.sha256}: remove it and try again")

@@ -12,7 +12,7 @@ use crate::error::{
 };
 use crate::features::{extract, prepare, variants};
 use crate::lineage::Lineage;
-use crate::pipeline::{MAX_TOKENIZER_BYTES, Pipeline, Preparer, TOKENIZER, json};
+use crate::pipeline::{MAX_TOKENIZER_BYTES, Pipeline, Preparer, TOKENIZER, TensorSpec, json};
 use crate::progress::Tracker;
 use crate::registry::Registry;
 use crate::sources::{self, Limits};
@@ -158,8 +158,9 @@ pub fn build(
         "data ready"
     );
     let sets = features(&graph, job, &preparer, &data, tracker)?;
+    let tensors = tune::inputs(&preparer, &data, graph.takes_any_length())?;
     drop(graph);
-    let trained = train(job, &backbone, &preparer, &data, sets, checkpoints, tracker)?;
+    let trained = train(job, &backbone, (&preparer, tensors), &data, sets, checkpoints, tracker)?;
     if let Some(tokenizer) = &tokenizer {
         let path = dir.join(TOKENIZER);
         std::fs::write(&path, tokenizer).map_err(|e| WorkerError::io("writing", &path, &e))?;
@@ -191,7 +192,7 @@ struct Trained {
 fn train(
     job: &Job,
     backbone: &Backbone,
-    preparer: &Preparer,
+    (preparer, tensors): (&Preparer, Vec<TensorSpec>),
     data: &DataSet,
     (train, validation): (Set, Set),
     checkpoints: &Checkpoints<'_>,
@@ -217,6 +218,7 @@ fn train(
         job,
         backbone,
         preparer,
+        tensors,
         data,
         outputs: outputs(job, data),
         work: checkpoints.dir,

@@ -114,6 +114,18 @@ impl Prepared {
         }
     }
 
+    /// Of tokens: the first `tokens` alone, where only padding follows. All others, and longer texts, stay as they are.
+    #[must_use]
+    pub fn shortened(mut self, tokens: usize) -> Self {
+        if self.used() <= tokens
+            && let Self::Tokens { ids, mask } = &mut self
+        {
+            ids.truncate(tokens);
+            mask.truncate(tokens);
+        }
+        self
+    }
+
     /// The tensor that a client prepared itself: little-endian bytes of `dtype` and a shape.
     pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<Self> {
         let edge = |n: usize| {

@@ -402,3 +402,41 @@ fn a_constant_feature_cannot_speak_up_later() {
     let z = scale.apply(&array![[1.5, 1e9]]);
     assert!(z[[0, 0]].abs() < 1e-6 && z[[0, 1]] == 0.0);
 }
+
+/// `train.portableKernels` cannot choose the kernel of a product in f64, and need not: with fused multiply-add each value is
+/// a chain over 256 terms at a time, in order, whether the CPU has AVX-512 or not. A release of the crate that sums
+/// otherwise fails here.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn products_are_the_same_chains_on_every_cpu_with_fma() {
+    const BLOCK: usize = 256;
+    if !is_x86_feature_detected!("fma") || !is_x86_feature_detected!("avx2") {
+        return;
+    }
+    let mut random = stream(1, 9, 0);
+    let mut number = || (random.next_u64() >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
+    for (m, k, n) in [
+        (32, 1280, 10),
+        (7, 3, 5),
+        (33, 700, 17),
+        (16, 256, 8),
+        (3, 1000, 1),
+        (1, 600, 9),
+    ] {
+        let a = Array2::from_shape_simple_fn((m, k), &mut number);
+        let b = Array2::from_shape_simple_fn((n, k), &mut number);
+        // As in a forward and as in a backward pass.
+        for got in [a.dot(&b.t()), b.dot(&a.t()).reversed_axes()] {
+            for ((i, j), value) in got.indexed_iter() {
+                let blocks = a.row(i).to_vec();
+                let want = blocks
+                    .chunks(BLOCK)
+                    .zip(b.row(j).to_vec().chunks(BLOCK))
+                    .fold(0.0, |sum, (a, b)| {
+                        sum + a.iter().zip(b).fold(0.0f64, |chain, (a, b)| a.mul_add(*b, chain))
+                    });
+                assert_eq!(value.to_bits(), f64::to_bits(want), "{m} x {k} x {n}, {i}, {j}");
+            }
+        }
+    }
+}

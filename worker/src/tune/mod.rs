@@ -16,7 +16,7 @@ use crate::engine::base::Backbone;
 use crate::engine::step::{Frozen, Step, split};
 use crate::engine::tunable::Tunable;
 use crate::error::{INVALID_JOB, Result, TRAINING_DIVERGED, UNSUPPORTED_OPERATOR, WorkerError};
-use crate::features::targets;
+use crate::features::{prepare, targets};
 use crate::pipeline::{Preparer, TensorSpec};
 use crate::progress::Tracker;
 use crate::train::{Best, Epoch, Fitted, Parts, Targets, loss, metrics, row_weights};
@@ -48,6 +48,8 @@ pub struct Setup<'a> {
     pub backbone: &'a Backbone,
     /// How samples are prepared.
     pub preparer: &'a Preparer,
+    /// What a sample is given to the graph as; texts as long as the longest of them, where the model takes any length.
+    pub tensors: Vec<TensorSpec>,
     /// The samples.
     pub data: &'a DataSet,
     /// Number of outputs.
@@ -80,7 +82,7 @@ pub struct Tuned {
 
 /// Trains from the head `first`; `compared` answers are given.
 pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned> {
-    let Setup { job, data, tracker, .. } = *setup;
+    let (job, data, tracker) = (setup.job, setup.data, setup.tracker);
     let rule = &job.train;
     let tunable = tunable(setup, first, rule).map_err(|e| with_methods(setup, first, e))?;
     let (frozen, step) = ready(setup, &tunable).map_err(|e| with_methods(setup, first, e))?;
@@ -93,8 +95,10 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     }
     let params = tunable.params()?;
     let part = |part| data.part(part).collect::<Vec<_>>();
-    let mut train = Rows::new(&frozen, setup.preparer, part(Part::Train), rule.augment, rule.seed);
-    let mut validation = Rows::new(&frozen, setup.preparer, part(Part::Validation), None, rule.seed);
+    let tokens = setup.tensors.first().and_then(|t| t.shape.last()).copied().unwrap_or(0);
+    let rows = |part_of, augment| Rows::new(&frozen, setup.preparer, part(part_of), augment, rule.seed, tokens);
+    let mut train = rows(Part::Train, rule.augment);
+    let mut validation = rows(Part::Validation, None);
     let plan = plan(setup, &step, &params, [&train, &validation])?;
     if plan.keep {
         tracker.stage("features", (train.len() + validation.len()) as u64);
@@ -172,8 +176,27 @@ fn tunable(setup: &Setup<'_>, first: &Fitted, rule: &TrainRule) -> Result<Tunabl
 }
 
 /// What a sample is given to the graph as.
-fn tensors<'a>(setup: &Setup<'a>) -> &'a [TensorSpec] {
-    &setup.preparer.pipeline().inputs
+fn tensors<'a>(setup: &'a Setup<'_>) -> &'a [TensorSpec] {
+    &setup.tensors
+}
+
+/// The graph's inputs for the training and validation rows of `data`: where a text may be of `any` length, of the length
+/// of the longest one, so that no time goes into padding that all of them have.
+pub fn inputs(preparer: &Preparer, data: &DataSet, any: bool) -> Result<Vec<TensorSpec>> {
+    let mut inputs = preparer.pipeline().inputs.clone();
+    if any {
+        let rows: Vec<&crate::data::Row> = data.part(Part::Train).chain(data.part(Part::Validation)).collect();
+        let used: Vec<Result<usize>> = rows.par_iter().map(|row| Ok(prepare(preparer, row)?.used())).collect();
+        let longest = used
+            .into_iter()
+            .try_fold(1, |longest, used| used.map(|u| u.max(longest)))?;
+        for input in &mut inputs {
+            if let Some(tokens) = input.shape.last_mut() {
+                *tokens = longest;
+            }
+        }
+    }
+    Ok(inputs)
 }
 
 /// An error with the methods that would work, where an operator is in the way.
@@ -328,7 +351,7 @@ impl Run<'_> {
         first: &Fitted,
         at_once: usize,
     ) -> Result<(Vec<Param>, Vec<Epoch>, Epoch)> {
-        let Setup { job, tracker, .. } = *self.setup;
+        let (job, tracker) = (self.setup.job, self.setup.tracker);
         let store = Store::of(self.setup, tunable, self.step.samples())?;
         let plan = self.plan(at_once);
         let begun = params.clone();
@@ -390,7 +413,7 @@ impl Run<'_> {
 
     /// Loss and objective on the validation rows.
     fn evaluate(&self, params: &[Param]) -> Result<Epoch> {
-        let Setup { job, outputs, .. } = *self.setup;
+        let (job, outputs) = (self.setup.job, self.setup.outputs);
         let logits = self.logits(params, self.validation.len())?;
         let flat: Vec<f64> = logits.iter().flatten().copied().collect();
         let matrix = Array2::from_shape_vec((logits.len(), flat.len() / logits.len().max(1)), flat)
@@ -446,7 +469,7 @@ impl Run<'_> {
     }
 
     fn note(&self, epoch: &Epoch, samples_per_second: Option<f64>) {
-        let Setup { job, tracker, .. } = *self.setup;
+        let (job, tracker) = (self.setup.job, self.setup.tracker);
         epoch.tell(job.objective, samples_per_second, tracker);
     }
 }

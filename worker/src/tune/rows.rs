@@ -24,6 +24,8 @@ pub struct Rows<'a> {
     pub augment: Option<AugmentRule>,
     /// Seed of the variants.
     pub seed: u64,
+    /// Tokens of a text.
+    pub tokens: usize,
     kept: Option<Vec<Arc<Row>>>,
 }
 
@@ -35,6 +37,7 @@ impl<'a> Rows<'a> {
         samples: Vec<&'a data::Row>,
         augment: Option<AugmentRule>,
         seed: u64,
+        tokens: usize,
     ) -> Self {
         Self {
             frozen,
@@ -42,6 +45,7 @@ impl<'a> Rows<'a> {
             samples,
             augment,
             seed,
+            tokens,
             kept: None,
         }
     }
@@ -94,7 +98,7 @@ impl<'a> Rows<'a> {
     fn compute(&self, number: usize, step: u32) -> Result<Row> {
         let sample = self.sample(number);
         let source = self.samples[sample];
-        let mut prepared = prepare(self.preparer, source)?;
+        let mut prepared = prepare(self.preparer, source)?.shortened(self.tokens);
         if let Some(rule) = &self.augment {
             let copy = (number / self.samples.len()) as u32;
             let place = if rule.copies.is_some() { copy } else { step };

@@ -122,6 +122,20 @@ fn texts_by_all_methods() {
     }
 }
 
+#[test]
+fn a_model_whose_answer_depends_on_padding_is_trained_with_it() {
+    let mut careless = text_model(TINY_WORDS.len());
+    let graph = careless.graph.as_mut().unwrap();
+    graph.node.retain(|n| n.op_type != "Mul");
+    let add = graph.node.iter_mut().find(|n| n.output[0] == "masked").unwrap();
+    add.input[1] = "padding".to_owned();
+    // A version that was trained without its padding would answer otherwise than it was trained, and end the job.
+    for model in [careless, text_model(TINY_WORDS.len())] {
+        let files = text_files(&model, 24, "  train: {method: Full, epochs: 2}\n");
+        run_on(2, &files, "out").unwrap();
+    }
+}
+
 /// The model with a table of so many places: cut to the text's length, or read by constant numbers as exporters write it.
 fn placed(places: usize, gathered: Option<i64>) -> pb::ModelProto {
     let mut model = text_model(TINY_WORDS.len());
