@@ -46,12 +46,12 @@ EXAMPLES = {
         "dataset-fashion-mnist",
         "5e2226aaba17c748221c2a178aee0ddda6a35ccf8540cf27ba5b7ff012579c4c",
     ),
-    "fashion-mnist-10k.tar": Example(
+    "fashion-mnist-6k.tar": Example(
         "data/fashion_mnist.py",
         "apt",
         "dataset-fashion-mnist",
-        "6f47171b3232c0edd5071d4d472bbce6478fec26d20df9e89f5829c632d21dcd",
-        ("--images", "10000"),
+        "bbd293e2bf6c3aa362176eca4f6eb17adc28fa532171db83edb7b0c6c67e4b90",
+        ("--images", "6000"),
     ),
     "hapt.csv": Example(
         "data/hapt.py",

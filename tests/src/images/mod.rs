@@ -37,7 +37,7 @@ pub struct Built {
 /// # Errors
 /// When the build fails or the lab is not up.
 pub async fn build(lab: &Lab) -> Result<Built> {
-    let release = tokio::task::spawn_blocking(compile).await??;
+    let release = tokio::task::spawn_blocking(release_binaries).await??;
     let push = async |name: &str| -> Result<Pushed> {
         let image = of_binary(&release.join(name))?;
         let repository = format!("fleetune/{}", name.trim_start_matches("fleetune-"));
@@ -54,8 +54,11 @@ pub async fn build(lab: &Lab) -> Result<Built> {
     })
 }
 
-/// Runs cargo and returns the folder of the release binaries.
-fn compile() -> Result<PathBuf> {
+/// Builds both release binaries and returns their folder.
+///
+/// # Errors
+/// When there is no cargo, or the build fails.
+pub fn release_binaries() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     // Under `cargo test` the environment names this package. Build scripts that watch those names (ring's does) would run
