@@ -166,6 +166,12 @@ impl<'m> Site<'m> {
         self.wire(Repeat::new(shape), &[a])
     }
 
+    /// The operator that makes `a`, if it is an `O`, and what it reads.
+    pub fn made_by<O: TypedOp + Clone>(&self, a: OutletId) -> Option<(O, Vec<OutletId>)> {
+        let node = self.model.node(a.node);
+        node.op_as::<O>().map(|op| (op.clone(), node.inputs.clone()))
+    }
+
     /// What `a` was before it was repeated, if the operator that makes it does no more.
     pub fn unrepeated(&self, a: OutletId) -> Option<OutletId> {
         let node = self.model.node(a.node);

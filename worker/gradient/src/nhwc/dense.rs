@@ -5,40 +5,74 @@ use super::gemm::{self, Clip, Epilogue, Panels, Strided, gemm};
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::shape::{Picture, Window};
+use std::borrow::Cow;
 
 /// Values of a block of unfolded pixels, 64 KiB.
 const UNFOLDED: usize = 1 << 14;
+
+/// Channels that are packed at a time: their part of a panel stays in the first cache.
+const PACKED: usize = 64;
 
 /// Weights of a convolution in the order of the product: rows are (ky, kx, channel in), columns are channels out. The
 /// element (o, i, ky, kx) of `oihw` is read.
 pub fn pack(oihw: &[f32], out: usize, channels: usize, kernel: [usize; 2]) -> Vec<f32> {
     let taps = kernel[0] * kernel[1];
-    gemm::pack(taps * channels, out, |k, o| {
-        oihw[(o * channels + k % channels) * taps + k / channels]
-    })
+    let terms = taps * channels;
+    let mut packed = vec![0.0; gemm::packed_len(terms, out)];
+    let panels = packed.chunks_exact_mut((terms * LANES).max(1));
+    for (panel, weights) in panels.zip(oihw.chunks((terms * LANES).max(1))) {
+        let (rows, _) = panel.as_chunks_mut::<LANES>();
+        for first in (0..channels).step_by(PACKED) {
+            let count = PACKED.min(channels - first);
+            for (lane, weights) in weights.chunks_exact(terms).enumerate() {
+                for tap in 0..taps {
+                    let rows = &mut rows[tap * channels + first..][..count];
+                    let weights = weights[first * taps + tap..].iter().step_by(taps);
+                    rows.iter_mut()
+                        .zip(weights)
+                        .for_each(|(row, weight)| row[lane] = *weight);
+                }
+            }
+        }
+    }
+    packed
 }
 
-/// The weights of [`pack`] turned round for the gradient of the input: rows are channels out, columns (ky, kx, channel in).
-pub fn turn(oihw: &[f32], channels: usize, kernel: [usize; 2], out: usize) -> Vec<f32> {
+/// The weights turned round for the gradient of the input: rows are channels out, columns (ky, kx, channel in). Those of
+/// a 1x1 convolution lie so already.
+pub fn turn(oihw: &[f32], channels: usize, kernel: [usize; 2]) -> Cow<'_, [f32]> {
     let taps = kernel[0] * kernel[1];
-    gemm::pack(out, taps * channels, |o, k| {
-        oihw[(o * channels + k % channels) * taps + k / channels]
-    })
+    if taps == 1 {
+        return oihw.into();
+    }
+    let mut rows = Vec::with_capacity(oihw.len());
+    for weights in oihw.chunks_exact((taps * channels).max(1)) {
+        for tap in 0..taps {
+            rows.extend(weights[tap..].iter().step_by(taps));
+        }
+    }
+    rows.into()
 }
 
 /// The same from weights that [`pack`] wrote.
 pub fn turn_packed(packed: &[f32], terms: usize, out: usize) -> Vec<f32> {
-    gemm::pack(out, terms, |o, k| packed[(o / LANES * terms + k) * LANES + o % LANES])
+    let row = |o: usize| (0..terms).map(move |k| packed[(o / LANES * terms + k) * LANES + o % LANES]);
+    (0..out).flat_map(row).collect()
 }
 
-/// A gradient of weights in the order O x I x H x W from one whose rows are (ky, kx, channel in).
-pub fn unpack_rows(rows: &[f32], channels: usize, kernel: [usize; 2], out: usize) -> Vec<f32> {
+/// A gradient of weights in the order O x I x H x W from one that lies as [`turn`] writes weights.
+pub fn turn_back(rows: Vec<f32>, channels: usize, kernel: [usize; 2]) -> Vec<f32> {
     let taps = kernel[0] * kernel[1];
-    let at = |i: usize| {
-        let (o, c, t) = (i / taps / channels, i / taps % channels, i % taps);
-        rows[(t * channels + c) * out + o]
-    };
-    (0..taps * channels * out).map(at).collect()
+    if taps == 1 {
+        return rows;
+    }
+    let mut oihw = Vec::with_capacity(rows.len());
+    for weights in rows.chunks_exact((taps * channels).max(1)) {
+        for channel in 0..channels {
+            oihw.extend(weights[channel..].iter().step_by(channels));
+        }
+    }
+    oihw
 }
 
 /// What is added to a sum and how it is bounded.
@@ -124,7 +158,8 @@ fn unfold(window: &Window, (x, picture): (&[f32], Picture), first: usize, to: &m
 }
 
 /// The gradient of [`forward`]'s input: `dx[iy, ix, i] = sum of dz[oy, ox, o] w[ky, kx, i, o]` over the windows that read
-/// this pixel, where `dz` is the gradient of the sums; `weights` are those of [`turn`].
+/// this pixel, where `dz` is the gradient of the sums; `weights` are those of [`turn`]. With a `gate`, a picture of the form
+/// of `dx` and bounds, the result is 0 where it is not strictly inside them.
 ///
 /// # Panics
 /// Where a slice is too short for the sizes.
@@ -134,17 +169,19 @@ pub fn input_gradient(
     (dz, out): (&[f32], usize),
     weights: &[f32],
     (dx, picture): (&mut [f32], Picture),
+    gate: Option<(&[f32], Clip)>,
 ) {
     let places = window.output(picture);
     let terms = window.kernel[0] * window.kernel[1] * picture.channels;
-    let b = Panels::packed(weights, out);
+    let b = Panels::rows(weights, terms);
     if window.is_pointwise() {
         let a = Strided {
             data: dz,
             row: out,
             col: 1,
         };
-        gemm(isa, [places.pixels(), terms, out], a, b, (dx, terms), &Epilogue::NONE);
+        let epilogue = Epilogue { gate, ..Epilogue::NONE };
+        gemm(isa, [places.pixels(), terms, out], a, b, (dx, terms), &epilogue);
         return;
     }
     dx.fill(0.0);
@@ -160,10 +197,16 @@ pub fn input_gradient(
         gemm(isa, [rows, terms, out], a, b, (&mut unfolded, terms), &Epilogue::NONE);
         fold(window, &unfolded[..rows * terms], first, (dx, picture));
     }
+    if let Some((y, Clip { low, high })) = gate {
+        for (dx, y) in dx.iter_mut().zip(y) {
+            *dx = if low < *y { *dx } else { 0.0 };
+            *dx = if *y < high { *dx } else { 0.0 };
+        }
+    }
 }
 
-/// Adds to `dw`, whose rows are (ky, kx, channel in), the gradient of the weights of one picture:
-/// `dw[ky, kx, i, o] += sum over (oy, ox) of x[oy s - top + ky, ox s - left + kx, i] dz[oy, ox, o]`.
+/// The gradient of the weights, summed over the pictures that `x` holds one after the other, as [`turn`] writes weights:
+/// `dw[o, ky, kx, i] = sum over (oy, ox) of dz[oy, ox, o] x[oy s - top + ky, ox s - left + kx, i]`.
 ///
 /// # Panics
 /// Where a slice is too short for the sizes.
@@ -174,40 +217,43 @@ pub fn weight_gradient(
     (dz, out): (&[f32], usize),
     dw: &mut [f32],
 ) {
-    let places = window.output(picture);
+    let pixels = window.output(picture).pixels();
     let terms = window.kernel[0] * window.kernel[1] * picture.channels;
-    let epilogue = Epilogue {
-        accumulate: true,
-        ..Epilogue::NONE
-    };
-    if window.is_pointwise() {
+    // Adds what `rows` pixels give, beginning with the first ones of all.
+    let mut add = |begun: bool, dz: &[f32], x: &[f32], rows: usize| {
         let a = Strided {
-            data: x,
+            data: dz,
             row: 1,
-            col: terms,
+            col: out,
+        };
+        let epilogue = Epilogue {
+            accumulate: begun,
+            ..Epilogue::NONE
         };
         gemm(
             isa,
-            [terms, out, places.pixels()],
+            [out, terms, rows],
             a,
-            Panels::rows(dz, out),
-            (dw, out),
+            Panels::rows(x, terms),
+            (&mut *dw, terms),
             &epilogue,
         );
+    };
+    if window.is_pointwise() {
+        add(false, dz, x, dz.len() / out.max(1));
         return;
     }
     let block = block(terms);
     let mut unfolded = vec![0.0; block * terms];
-    for first in (0..places.pixels()).step_by(block) {
-        let rows = block.min(places.pixels() - first);
-        unfold(window, (x, picture), first, &mut unfolded[..rows * terms]);
-        let a = Strided {
-            data: &unfolded,
-            row: 1,
-            col: terms,
-        };
-        let b = Panels::rows(&dz[first * out..], out);
-        gemm(isa, [terms, out, rows], a, b, (dw, out), &epilogue);
+    let pictures = x
+        .chunks_exact(picture.len().max(1))
+        .zip(dz.chunks_exact((pixels * out).max(1)));
+    for (number, (x, dz)) in pictures.enumerate() {
+        for first in (0..pixels).step_by(block) {
+            let rows = block.min(pixels - first);
+            unfold(window, (x, picture), first, &mut unfolded[..rows * terms]);
+            add(number + first > 0, &dz[first * out..], &unfolded, rows);
+        }
     }
 }
 

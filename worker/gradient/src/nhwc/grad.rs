@@ -10,29 +10,32 @@ use super::op::{FConv, Kind, Weights, pictures, split, values};
 use super::output::filled;
 use super::shape::Picture;
 use rayon::prelude::*;
+use std::ops::Range;
 use tract_onnx::tract_core::internal::{
     Datum, DatumExt, EvalContext, EvalOp, IntoTValue, Op, StaticName, TValue, TVec, Tensor, TractResult, TypedFact,
     TypedOp, Validation, as_op, ensure, op_as_typed_op, op_out_of_plan, tvec,
 };
 
-/// Groups of pictures whose sums are taken on their own.
+/// Most groups of pictures whose sums are taken on their own.
 const GROUPS: usize = 4;
+/// Fewest pictures of a group: with less work the adding up costs more than the threads save.
+const LEAST: usize = 4;
 
-/// Calls `each` with a picture's number and `length` zeros of its group for every picture, and adds up the groups.
-fn grouped(pictures: usize, length: usize, each: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let group = pictures.div_ceil(GROUPS).max(1);
-    let sums: Vec<Vec<f32>> = (0..pictures.div_ceil(group))
-        .into_par_iter()
-        .map(|g| {
-            let mut sum = vec![0.0; length];
-            for picture in g * group..((g + 1) * group).min(pictures) {
-                each(picture, &mut sum);
-            }
-            sum
-        })
-        .collect();
+/// Calls `sum` with the pictures of a group and `length` zeros of its own for every group, and adds up the groups.
+fn grouped(pictures: usize, length: usize, sum: impl Fn(Range<usize>, &mut [f32]) + Sync) -> Vec<f32> {
+    let group = pictures.div_ceil(GROUPS).max(LEAST);
+    let of = |first: usize| {
+        let mut total = vec![0.0; length];
+        sum(first..pictures.min(first + group), &mut total);
+        total
+    };
+    if pictures <= group {
+        return of(0);
+    }
+    let groups = (0..pictures).into_par_iter().step_by(group);
+    let sums: Vec<Vec<f32>> = groups.map(of).collect();
     let mut sums = sums.into_iter();
-    let mut total = sums.next().unwrap_or_else(|| vec![0.0; length]);
+    let mut total = sums.next().unwrap_or_default();
     for sum in sums {
         total.iter_mut().zip(sum).for_each(|(t, s)| *t += s);
     }
@@ -46,13 +49,15 @@ pub struct ClipGrad {
     pub clip: Clip,
 }
 
-/// The gradient of a convolution's pictures. Inputs: the gradient of the sums and the weights.
+/// The gradient of a convolution's pictures. Inputs: the gradient of the sums, the weights, and, with `gate`, the pictures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FConvGradX {
     /// The convolution.
     pub conv: FConv,
     /// Form of its pictures.
     pub shape: TVec<usize>,
+    /// Bounds of the clip that made the pictures: the gradient before it is given, as [`ClipGrad`] gives it.
+    pub gate: Option<Clip>,
 }
 
 /// The gradient of a convolution's weights, in the order O x I x H x W. Inputs: the pictures and the gradient of the sums.
@@ -79,7 +84,10 @@ impl EvalOp for ClipGrad {
         let Clip { low, high } = self.clip;
         let gradient = filled(inputs[0].shape(), |to| {
             for ((to, g), y) in to.iter_mut().zip(g).zip(y) {
-                *to = if low < *y && *y < high { *g } else { 0.0 };
+                // Values that were read before, and one choice after the other: so the compiler makes them in vectors.
+                let (g, y) = (*g, *y);
+                let above = if low < y { g } else { 0.0 };
+                *to = if y < high { above } else { 0.0 };
             }
             Ok(())
         })?;
@@ -103,17 +111,27 @@ impl EvalOp for FConvGradX {
         let [ky, kx] = conv.window.kernel;
         let terms = ky * kx * picture.channels;
         let weights = match conv.kind {
-            Kind::Dense if conv.weights == Weights::Packed => dense::turn_packed(weights, terms, conv.out),
-            Kind::Dense => dense::turn(weights, picture.channels, conv.window.kernel, conv.out),
-            Kind::Depthwise => conv.packed(weights, picture.channels).into_owned(),
+            Kind::Dense if conv.weights == Weights::Packed => dense::turn_packed(weights, terms, conv.out).into(),
+            Kind::Dense => dense::turn(weights, picture.channels, conv.window.kernel),
+            Kind::Depthwise => conv.packed(weights, picture.channels),
+        };
+        let gate = match self.gate {
+            Some(clip) => Some((values(&inputs[2])?, clip)),
+            None => None,
         };
         let out = conv.window.output(picture).pixels() * conv.out;
         let each = |i: usize, dx: &mut [f32]| {
             let dz = &dz[i * out..][..out];
+            let gate = gate.map(|(y, clip)| (&y[i * picture.len()..][..picture.len()], clip));
             match conv.kind {
-                Kind::Dense => dense::input_gradient(conv.isa, &conv.window, (dz, conv.out), &weights, (dx, picture)),
+                Kind::Dense => {
+                    dense::input_gradient(conv.isa, &conv.window, (dz, conv.out), &weights, (dx, picture), gate);
+                }
                 Kind::Depthwise => {
-                    let finish = depthwise::Finish::NONE;
+                    let finish = depthwise::Finish {
+                        gate,
+                        ..depthwise::Finish::NONE
+                    };
                     depthwise::input_gradient(conv.isa, &conv.window, dz, &weights, (dx, picture), &finish);
                 }
             }
@@ -140,19 +158,21 @@ impl EvalOp for FConvGradW {
         let conv = &self.conv;
         let [ky, kx] = conv.window.kernel;
         let (length, out) = (picture.len(), conv.window.output(picture).pixels() * conv.out);
-        let x = |i: usize| (&x[i * length..][..length], picture);
-        let dz = |i: usize| &dz[i * out..][..out];
         let dw = match conv.kind {
             Kind::Dense => {
-                let terms = ky * kx * picture.channels;
-                let dw = grouped(count, terms * conv.out, |i, dw| {
-                    dense::weight_gradient(conv.isa, &conv.window, x(i), (dz(i), conv.out), dw);
+                let dw = grouped(count, ky * kx * picture.channels * conv.out, |group, dw| {
+                    let x = &x[group.start * length..group.end * length];
+                    let dz = &dz[group.start * out..group.end * out];
+                    dense::weight_gradient(conv.isa, &conv.window, (x, picture), (dz, conv.out), dw);
                 });
-                dense::unpack_rows(&dw, picture.channels, conv.window.kernel, conv.out)
+                dense::turn_back(dw, picture.channels, conv.window.kernel)
             }
             Kind::Depthwise => {
-                let dw = grouped(count, super::gemm::packed_len(ky * kx, conv.out), |i, dw| {
-                    depthwise::weight_gradient(conv.isa, &conv.window, x(i), dz(i), dw);
+                let dw = grouped(count, super::gemm::packed_len(ky * kx, conv.out), |group, dw| {
+                    for i in group {
+                        let (x, dz) = (&x[i * length..][..length], &dz[i * out..][..out]);
+                        depthwise::weight_gradient(conv.isa, &conv.window, (x, picture), dz, dw);
+                    }
                 });
                 depthwise::unpack(&dw, conv.out, ky * kx)
             }
@@ -167,8 +187,9 @@ impl EvalOp for FConvGradB {
     fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let (count, picture) = pictures(&inputs[0])?;
         let dz = values(&inputs[0])?;
-        let db = grouped(count, picture.channels, |i, db| {
-            for pixel in dz[i * picture.len()..][..picture.len()].chunks_exact(picture.channels.max(1)) {
+        let db = grouped(count, picture.channels, |group, db| {
+            let dz = &dz[group.start * picture.len()..group.end * picture.len()];
+            for pixel in dz.chunks_exact(picture.channels.max(1)) {
                 db.iter_mut().zip(pixel).for_each(|(b, g)| *b += g);
             }
         });
@@ -178,7 +199,7 @@ impl EvalOp for FConvGradB {
 
 /// What all four share: a name, and f32 of a known form.
 macro_rules! operator {
-    ($op: ty, $name: literal, $inputs: literal, |$this: ident, $facts: ident| $shape: expr) => {
+    ($op: ty, $name: literal, $inputs: expr, |$this: ident, $facts: ident| $shape: expr) => {
         impl Op for $op {
             fn name(&self) -> StaticName {
                 $name.into()
@@ -193,12 +214,13 @@ macro_rules! operator {
 
         impl TypedOp for $op {
             fn output_facts(&self, $facts: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-                ensure!($facts.len() == $inputs, "{} has {} inputs", $name, $inputs);
+                let $this = self;
+                let inputs = $inputs;
+                ensure!($facts.len() == inputs, "{} has {inputs} inputs", $name);
                 ensure!(
                     $facts.iter().all(|f| f.datum_type == f32::datum_type()),
                     "f32 is needed"
                 );
-                let $this = self;
                 Ok(tvec!(f32::fact($shape)))
             }
 
@@ -208,6 +230,11 @@ macro_rules! operator {
 }
 
 operator!(ClipGrad, "ClipGrad", 2, |_this, facts| facts[0].shape.clone());
-operator!(FConvGradX, "FConvGradX", 2, |this, facts| this.shape.clone());
+operator!(
+    FConvGradX,
+    "FConvGradX",
+    2 + usize::from(this.gate.is_some()),
+    |this, facts| this.shape.clone()
+);
 operator!(FConvGradW, "FConvGradW", 2, |this, facts| this.shape.clone());
 operator!(FConvGradB, "FConvGradB", 1, |this, facts| this.shape.clone());

@@ -102,6 +102,18 @@ impl Case {
         gradients
     }
 
+    fn conv(&self, isa: Isa) -> FConv {
+        FConv {
+            window: self.window,
+            kind: self.kind,
+            out: self.out,
+            clip: self.clip,
+            residual: self.residual,
+            weights: Weights::Oihw,
+            isa,
+        }
+    }
+
     /// The same by the rule.
     fn have(&self, isa: Isa, threads: usize) -> Vec<Vec<f32>> {
         let picture = |p: Picture| [self.batch, p.height, p.width, p.channels];
@@ -116,15 +128,7 @@ impl Case {
         if self.residual {
             sources.push(model.add_source("r", f32::fact(ys)).unwrap());
         }
-        let conv = FConv {
-            window: self.window,
-            kind: self.kind,
-            out: self.out,
-            clip: self.clip,
-            residual: self.residual,
-            weights: Weights::Oihw,
-            isa,
-        };
+        let conv = self.conv(isa);
         let [x, w, b, r, g] = self.tensors();
         let tensor = |shape: &[usize], values: &[f32]| Tensor::from_shape(shape, values).unwrap();
         let y = model.wire_node("y", conv, &sources).unwrap()[0];
@@ -224,6 +228,38 @@ fn threads_change_no_bit_of_a_gradient() {
                     .collect::<Vec<_>>()
             };
             assert_eq!(bits(1), bits(3), "case {number}, {isa:?}");
+        }
+    }
+}
+
+/// The gradient that is cut off as it is written is the one that is cut off afterwards.
+#[test]
+fn a_gate_is_the_gradient_of_the_clip_that_made_the_picture() {
+    for (number, case) in cases().iter().enumerate() {
+        for &isa in Isa::available() {
+            let picture = |p: Picture| [case.batch, p.height, p.width, p.channels];
+            let shape: TVec<usize> = picture(case.picture).into();
+            let (zs, ws) = (picture(case.places()), [case.out, case.inner(), case.taps(), 1]);
+            let mut model = TypedModel::default();
+            let mut source = |name: &str, shape: &[usize]| model.add_source(name, f32::fact(shape)).unwrap();
+            let [dz, w, x] = [source("dz", &zs), source("w", &ws), source("x", &shape)];
+            let grad = |gate| FConvGradX {
+                conv: case.conv(isa),
+                shape: shape.clone(),
+                gate,
+            };
+            let clip = Clip { low: -0.2, high: 0.6 };
+            let gated = model.wire_node("gated", grad(Some(clip)), &[dz, w, x]).unwrap()[0];
+            let plain = model.wire_node("plain", grad(None), &[dz, w]).unwrap()[0];
+            let cut = model.wire_node("cut", ClipGrad { clip }, &[plain, x]).unwrap()[0];
+            model.select_output_outlets(&[gated, cut]).unwrap();
+            let [x, w, .., dz] = case.tensors();
+            let tensor = |shape: &[usize], values: &[f32]| Tensor::from_shape(shape, values).unwrap().into_tvalue();
+            let inputs = tvec!(tensor(&zs, &dz), tensor(&ws, &w), tensor(&shape, &x));
+            let results = model.into_runnable().unwrap().run(inputs).unwrap();
+            let [gated, cut] = [0, 1].map(|i| values(&results[i]).unwrap().to_vec());
+            assert!(gated.contains(&0.0) && gated.iter().any(|g| *g != 0.0));
+            assert!(gated == cut, "case {number}, {isa:?}");
         }
     }
 }

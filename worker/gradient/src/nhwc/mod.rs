@@ -17,6 +17,7 @@ mod plan;
 mod rewrite;
 pub mod shape;
 
+pub use gemm::Clip;
 pub use grad::{ClipGrad, FConvGradB, FConvGradW, FConvGradX};
 pub use isa::Isa;
 pub use op::{FConv, Kind, Weights};

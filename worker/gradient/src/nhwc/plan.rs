@@ -109,7 +109,7 @@ fn convolution(model: &TypedModel, node: &TypedNode, conv: &Conv) -> TractResult
 }
 
 /// Decluttering makes a sum of products of a 1x1 convolution: (N) I H W, O I -> (N) O H W, where a batch of one may come
-/// or go, and channels may be last on either side.
+/// or go, and channels may be last on either side. Weights that are no constants keep their two axes of length 1.
 fn pointwise(model: &TypedModel, node: &TypedNode, sum: &EinSum) -> TractResult<Option<Plan>> {
     let [picture, weights] = node.inputs[..] else {
         return Ok(None);
@@ -123,7 +123,7 @@ fn pointwise(model: &TypedModel, node: &TypedNode, sum: &EinSum) -> TractResult<
         (3, 4) if y.shape[0].is_one() => Some(AxisOp::Add(0)),
         _ => return Ok(None),
     };
-    if sum.q_params.is_some() || shape.rank() != 2 {
+    if sum.q_params.is_some() || !(shape.rank() == 2 || shape.rank() == 4 && shape[2].is_one() && shape[3].is_one()) {
         return Ok(None);
     }
     let Some(last) = [[false, false], [true, false], [false, true], [true, true]]
@@ -169,8 +169,8 @@ fn joins(sum: &EinSum, [rank_x, rank_y]: [usize; 2], [x_last, y_last]: [bool; 2]
             return false;
         };
         match (x, &axis.inputs[1][..], y) {
-            // Channels in, channels out, a batch of one that goes or comes, and all others, which stay.
-            (Some(0), [1], None) | (None, [0], Some(0)) => true,
+            // Channels in, channels out, the window; a batch of one that goes or comes; and all others, which stay.
+            (Some(0), [1], None) | (None, [0], Some(0)) | (None, [2 | 3], None) => true,
             (Some(-1), [], None) | (None, [], Some(-1)) => batch,
             (Some(a), [], Some(b)) => a == b && a != 0,
             _ => false,

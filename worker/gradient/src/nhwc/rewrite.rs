@@ -19,6 +19,7 @@ use tract_onnx::tract_core::ops::downsample::Downsample;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce};
+use tract_onnx::tract_core::ops::source::TypedSource;
 
 /// The model with its convolutions rewritten for the instructions of `isa`. Inputs and outputs keep their order, forms and
 /// names. It takes typed models, decluttered or not: after decluttering more is fused, because scales have gone into the
@@ -48,7 +49,10 @@ pub fn rewrite(model: &TypedModel, isa: Isa) -> TractResult<TypedModel> {
             .add_source(&node.name, model.outlet_fact(*input)?.clone())?;
         rewriter.as_is.insert(*input, outlet);
     }
-    for id in model.eval_order()? {
+    // A bias that is an input under another form can be taken in where it is there before the convolution.
+    let order = model.eval_order()?;
+    let (renamed, others): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|id| is_renamed_input(model, *id));
+    for id in renamed.into_iter().chain(others) {
         let node = model.node(id);
         if !rewriter.fused.contains(&id) && !rewriter.as_is.contains_key(&OutletId::new(id, 0)) {
             rewriter.node(node).with_context(|| format!("rewriting {node}"))?;
@@ -71,6 +75,17 @@ pub fn rewrite(model: &TypedModel, isa: Isa) -> TractResult<TypedModel> {
     target.properties.clone_from(&model.properties);
     target.compact()?;
     Ok(target)
+}
+
+/// Whether a node gives an input of the model with other axes.
+fn is_renamed_input(model: &TypedModel, mut id: usize) -> bool {
+    while let (true, [input]) = (model.node(id).op_is::<AxisOp>(), &model.node(id).inputs[..]) {
+        id = input.node;
+        if model.node(id).op_is::<TypedSource>() {
+            return true;
+        }
+    }
+    false
 }
 
 struct Rewriter<'a> {

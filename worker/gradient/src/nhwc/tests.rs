@@ -6,6 +6,7 @@ use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, MaxPool, PaddingSpec, PoolSpec};
 use tract_onnx::tract_core::ops::math::{add, max, min, mul};
 use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer, sigmoid};
+use tract_onnx::tract_core::ops::source::TypedSource;
 
 /// A network that is wired by hand.
 struct Net {
@@ -293,6 +294,52 @@ fn convolutions_that_are_not_covered_keep_their_own_path() {
         (1, 2),
         "{operators:?}"
     );
+}
+
+/// Weights that are trained are inputs of the graph: convolutions are covered all the same, and packed at each call.
+#[test]
+fn weights_may_be_inputs() {
+    let (mut net, x) = Net::new(&[2, 5, 9, 8]);
+    let mut y = net.conv(x, &layer(18, 3, 2, PaddingSpec::SameUpper, false));
+    y = net.relu6(y);
+    y = net.conv(y, &layer(18, 3, 1, PaddingSpec::SameUpper, true));
+    y = net.conv(y, &layer(7, 1, 1, PaddingSpec::Valid, false));
+    net.model.select_output_outlets(&[y]).unwrap();
+    let x = Tensor::from_shape(&[2, 5, 9, 8], &noise(720, 7)).unwrap();
+    let want = run(net.model.clone(), tvec![x.clone().into_tvalue()]);
+    // The same graph with its weights as sources behind the picture.
+    let mut inputs = tvec![x.into_tvalue()];
+    let mut sources = net.model.input_outlets().unwrap().to_vec();
+    for id in 0..net.model.nodes().len() {
+        let fact = net.model.node(id).outputs[0].fact.clone();
+        let Some(weights) = fact.konst.filter(|k| k.volume() > 1) else {
+            continue;
+        };
+        let shape: Vec<usize> = weights.shape().into();
+        let node = &mut net.model.nodes[id];
+        node.op = Box::new(TypedSource::new(f32::fact(&shape)));
+        node.outputs[0].fact = f32::fact(&shape);
+        inputs.push(weights.into_tvalue());
+        sources.push(id.into());
+    }
+    net.model.set_input_outlets(&sources).unwrap();
+    let decluttered = net.model.clone().into_decluttered().unwrap();
+    for model in [net.model, decluttered] {
+        let rewritten = rewrite(&model, Isa::native()).unwrap();
+        let convolutions = rewritten.nodes().iter().filter_map(|n| n.op_as::<FConv>());
+        let packed: Vec<Weights> = convolutions.map(|c| c.weights).collect();
+        assert_eq!(packed, [Weights::Oihw; 3]);
+        let have = run(rewritten, inputs.clone());
+        for (h, w) in op::values(&have).unwrap().iter().zip(op::values(&want).unwrap()) {
+            assert!((h - w).abs() <= 1e-5 * w.abs().max(1.0), "{h} is not {w}");
+        }
+    }
+}
+
+/// The only result of a model.
+fn run(model: TypedModel, inputs: TVec<TValue>) -> Tensor {
+    let plan = model.into_optimized().unwrap().into_runnable().unwrap();
+    plan.run(inputs).unwrap().remove(0).into_tensor()
 }
 
 #[test]

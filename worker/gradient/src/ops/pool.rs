@@ -4,17 +4,18 @@ use super::kernel::{Kernel, Real, filled, operator, values};
 use super::window::Window;
 use crate::prelude::*;
 
-/// Inputs g \[n, c, outputs…\] and x \[n, c, spatial…\]: gives each g to the largest element that its output sees, the first
-/// of them where several are equal.
+/// Inputs g \[…, outputs…, inner\] and x \[…, spatial…, inner\]: gives each g to the largest element that its output sees, the
+/// first of them where several are equal. The gradient has the shape of x.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MaxPoolGrad {
     window: Window,
+    inner: usize,
 }
 
 impl MaxPoolGrad {
-    /// `window` tells what is seen.
-    pub fn new(window: Window) -> Self {
-        Self { window }
+    /// `window` tells what is seen; `inner` is the number of channels where they are last, 1 where they are first.
+    pub fn new(window: Window, inner: usize) -> Self {
+        Self { window, inner }
     }
 }
 
@@ -24,24 +25,40 @@ impl Kernel for MaxPoolGrad {
     }
 
     fn run<T: Real>(&self, inputs: TVec<TValue>) -> TractResult<Tensor> {
-        let (outputs, pixels) = (self.window.outputs(), self.window.inputs());
+        let inner = self.inner;
+        let (outputs, pixels) = (self.window.outputs() * inner, self.window.inputs() * inner);
         let (g, x) = (values::<T>(&inputs[0])?, values::<T>(&inputs[1])?);
         let runs = self.window.runs();
-        let mut best = vec![(T::neg_infinity(), None); outputs];
+        let places = runs.iter().flat_map(|run| {
+            (0..run.length).map(|j| {
+                (
+                    run.tap as u32,
+                    (run.output + j) * inner,
+                    (run.input + j * run.step) * inner,
+                )
+            })
+        });
+        // The largest element so far, and which element of the kernel sees it.
+        let none = u32::MAX;
+        let mut best = vec![T::neg_infinity(); outputs];
+        let mut seen_by = vec![none; outputs];
         filled::<T>(inputs[1].shape(), |dx| {
             for ((dx, g), x) in dx.chunks_mut(pixels).zip(g.chunks(outputs)).zip(x.chunks(pixels)) {
-                best.fill((T::neg_infinity(), None));
-                for run in &runs {
-                    for (j, best) in best[run.output..][..run.length].iter_mut().enumerate() {
-                        let at = run.input + j * run.step;
-                        if best.1.is_none() || best.0 < x[at] {
-                            *best = (x[at], Some(at));
-                        }
+                best.fill(T::neg_infinity());
+                seen_by.fill(none);
+                for (tap, output, input) in places.clone() {
+                    let known = best[output..][..inner].iter_mut().zip(&mut seen_by[output..][..inner]);
+                    for ((best, seen_by), x) in known.zip(&x[input..][..inner]) {
+                        let better = *seen_by == none || *best < *x;
+                        *best = if better { *x } else { *best };
+                        *seen_by = if better { tap } else { *seen_by };
                     }
                 }
-                for (g, best) in g.iter().zip(&best) {
-                    if let Some(at) = best.1 {
-                        dx[at] += *g;
+                for (tap, output, input) in places.clone() {
+                    let given = g[output..][..inner].iter().zip(&seen_by[output..][..inner]);
+                    for (dx, (g, seen_by)) in dx[input..][..inner].iter_mut().zip(given) {
+                        let g = *g;
+                        *dx += if *seen_by == tap { g } else { T::zero() };
                     }
                 }
             }

@@ -11,12 +11,11 @@ type Result<T = Gradients> = std::result::Result<T, Refusal>;
 /// y = max of what the window sees: ∂x = g at the largest element, the first where several are equal.
 pub fn max_pool(site: &mut Site, g: OutletId) -> Result {
     let op: MaxPool = site.op()?;
-    let format = op.pool_spec.data_format;
-    let x = channels_first(site, site.input(0), format)?;
-    let g = channels_first(site, g, format)?;
-    let window = Window::of(&op.pool_spec, &site.shape(x)?[2..]);
-    let dx = site.wire(MaxPoolGrad::new(window), &[g, x])?;
-    Ok(tvec![Some(as_format(site, dx, format)?)])
+    let (x, format) = (site.input(0), op.pool_spec.data_format);
+    let shape = format.shape(site.shape(x)?)?;
+    let window = Window::of(&op.pool_spec, shape.hw_dims());
+    let inner = if format.c_is_last() { *shape.c_dim() } else { 1 };
+    Ok(tvec![Some(site.wire(MaxPoolGrad::new(window, inner), &[g, x])?)])
 }
 
 /// y = Σ of what the window sees, divided by its number of elements in a mean: ∂x = Σ g over the windows that saw x,

@@ -3,8 +3,8 @@
 //! | pass | M x N x K | A | B |
 //! | --- | --- | --- | --- |
 //! | forward | pixels x out x in | the picture | weights, packed |
-//! | gradient of the input | pixels x in x out | gradient of the output | weights transposed, packed |
-//! | gradient of the weights | in x out x pixels | the picture read transposed | gradient of the output as it lies |
+//! | gradient of the input | pixels x in x out | gradient of the output | weights as they lie |
+//! | gradient of the weights | out x in x pixels | gradient of the output read transposed | the picture as it lies |
 //!
 //! A is read value by value and broadcast, so it may have any strides and is never copied. B is read sixteen columns at a
 //! time. A sum runs over k in order, in blocks of a fixed length, so its bits depend on K and the instructions alone.
