@@ -136,6 +136,11 @@ impl Lineage {
 pub const ENV_ISA: &str = "TRACT_CPU_ISA";
 /// Its value for kernels that all machines with AVX2 and FMA have.
 pub const PORTABLE_ISA: &str = "-avx512f,-avx512vnni,-avx512fp16";
+/// The allocator's variable for when it gives freed memory back to the system.
+pub const ENV_PURGE: &str = "MIMALLOC_PURGE_DELAY";
+/// Never: each step of a training frees its tensors and takes the same again, and where they were given back in between,
+/// page faults took up to a third of the time.
+pub const NO_PURGE: &str = "-1";
 
 /// The vector extensions of this CPU that the engine uses.
 pub fn cpu_features() -> Vec<String> {

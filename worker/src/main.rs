@@ -7,7 +7,7 @@ use fleetune_crds::outcome::{Code, Outcome};
 use fleetune_worker::cli::{self, Cli, Command};
 use fleetune_worker::config::Job;
 use fleetune_worker::error::{INTERNAL, INVALID_JOB, Result, WorkerError};
-use fleetune_worker::lineage::{ENV_ISA, PORTABLE_ISA};
+use fleetune_worker::lineage::{ENV_ISA, ENV_PURGE, NO_PURGE, PORTABLE_ISA};
 use fleetune_worker::progress::{self, Tracker};
 use fleetune_worker::registry::Registry;
 use fleetune_worker::version::Version;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     // One provider for the whole process; a second call can only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
-        Command::Finetune(args) => match (with_portable_kernels(&args), &args.out) {
+        Command::Finetune(args) => match (with_environment(&args), &args.out) {
             (Err(error), None) => last_words(Err(error)),
             (Err(error), Some(_)) => exit(Err(error)),
             (Ok(job), Some(out)) => exit(block_on(run_local(job, out))),
@@ -110,20 +110,26 @@ fn code(code: Code) -> ExitCode {
     ExitCode::from(u8::try_from(code.exit()).unwrap_or(u8::MAX))
 }
 
-/// Reads the job. Where it asks for portable kernels this program is replaced by itself with the variable that pins them:
-/// the engine chooses its kernels once, when it is first used.
-fn with_portable_kernels(args: &cli::Finetune) -> Result<Job> {
+/// Reads the job. This program is replaced by itself with the variables that a training needs: the allocator reads its own
+/// before `main` begins, and the engine chooses its kernels once, when it is first used.
+fn with_environment(args: &cli::Finetune) -> Result<Job> {
     use std::os::unix::process::CommandExt;
     let job = Job::read(&args.file)?;
-    let pinned = std::env::var(ENV_ISA).is_ok_and(|isa| isa == PORTABLE_ISA);
-    if !job.spec.train.portable_kernels || pinned || !cfg!(target_arch = "x86_64") {
+    let mut needed = vec![(ENV_PURGE, NO_PURGE)];
+    if job.spec.train.portable_kernels && cfg!(target_arch = "x86_64") {
+        needed.push((ENV_ISA, PORTABLE_ISA));
+    }
+    if needed
+        .iter()
+        .all(|(name, value)| std::env::var(name).is_ok_and(|v| v == *value))
+    {
         return Ok(job);
     }
     let program =
         std::env::current_exe().map_err(|e| WorkerError::io("finding", Path::new("this program's file"), &e))?;
     let error = std::process::Command::new(&program)
         .args(std::env::args_os().skip(1))
-        .env(ENV_ISA, PORTABLE_ISA)
+        .envs(needed)
         .exec();
     Err(WorkerError::io("starting", &program, &error))
 }
