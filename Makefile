@@ -10,7 +10,7 @@ LAB := $(CARGO_TARGET_DIR)/debug/lab
 DEMO := $(CARGO_TARGET_DIR)/debug/demo
 PACKAGES := python3 examples/environment.py tests-venv worker/tests/python/requirements.txt
 
-.PHONY: demo demo-down test bench quality check programs tools images crds
+.PHONY: demo demo-down test bench bench-train quality check programs tools images crds
 
 ## Brings up the lab, installs both charts, runs the example job and its rollout, and prints what came of it.
 demo: programs
@@ -50,6 +50,15 @@ bench: programs
 	$(LAB) tools
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	$(CARGO_TARGET_DIR)/debug/bench
+
+## Compares training and features with PyTorch and onnxruntime; prints a table and writes target/bench/train.json.
+BENCH := worker/examples/bench_train/requirements.txt
+bench-train:
+	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
+	cargo build --release --workspace --bin fleetune-worker --example bench_train
+	mkdir -p $(CARGO_TARGET_DIR)/bench
+	$(CARGO_TARGET_DIR)/release/examples/bench_train "$$(python3 examples/environment.py bench-venv $(BENCH))" \
+		$(CARGO_TARGET_DIR)/release/fleetune-worker $(FLEETUNE_CACHE)/data $(CARGO_TARGET_DIR)/bench/train.json
 
 ## Trains the examples by each method and writes docs/quality.md; takes an hour and more. WORKER is a release build.
 WORKER ?= $(CARGO_TARGET_DIR)/release/fleetune-worker

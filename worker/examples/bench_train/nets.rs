@@ -1,8 +1,9 @@
-//! The nets that are timed, as ONNX graphs; `peer.py` has the same ones.
+//! The nets that are timed, as ONNX graphs; `peers/steps.py` has the same ones.
 
 use crate::builder::{Builder, int, ints};
 use fleetune_gradient::onnx::float_info;
 use fleetune_gradient::pb;
+use fleetune_worker::tune::shard;
 use tract_onnx::prelude::DatumType;
 
 /// Outputs of every net.
@@ -38,14 +39,15 @@ pub const ALL: [(&str, f64); 5] = [
 pub fn net(name: &str) -> Option<Timed> {
     let mut b = Builder::default();
     let float = DatumType::F32;
-    let (batch, shard, steps, sample, datum_type): (usize, usize, usize, &[usize], DatumType) = match name {
-        "mlp" => (32, 32, 100, mlp(&mut b), float),
-        "cnn" => (32, 4, 5, cnn(&mut b), float),
-        "block" => (16, 8, 5, block(&mut b), float),
-        "mobilenetv2" => (16, 2, 1, mobilenetv2(&mut b), float),
-        "minilm" => (8, 4, 1, minilm(&mut b), DatumType::I64),
+    let (batch, steps, sample, datum_type): (usize, usize, &[usize], DatumType) = match name {
+        "mlp" => (32, 100, mlp(&mut b), float),
+        "cnn" => (32, 5, cnn(&mut b), float),
+        "block" => (16, 5, block(&mut b), float),
+        "mobilenetv2" => (16, 1, mobilenetv2(&mut b), float),
+        "minilm" => (8, 1, minilm(&mut b), DatumType::I64),
         _ => return None,
     };
+    let shard = shard(batch);
     let weights = b.weights.clone();
     let mut input = float_info("x", &[&[shard], sample].concat());
     if datum_type == DatumType::I64 {
@@ -159,7 +161,7 @@ fn mobilenetv2(b: &mut Builder) -> &'static [usize] {
                 y = b.relu6(&y);
             }
             b.layer(&part("depth"), &[wide, 1, 3, 3]);
-            y = b.conv(&part("depth"), &y, 2, [stride, 1, wide as i64]);
+            y = b.conv(&part("depth"), &y, 2, [stride, 1, wide.cast_signed() as i64]);
             y = b.relu6(&y);
             b.layer(&part("project"), &[out, wide, 1, 1]);
             y = b.conv(&part("project"), &y, 2, [1, 0, 1]);

@@ -2,8 +2,8 @@
 //! from there (LP-FT, Kumar et al. 2022: a random head would spoil the features that it is put on). Epoch 0 is that head,
 //! so the kept epoch is never worse on the validation rows than method Head.
 //!
-//! What is frozen runs once where its results fit into memory. A step is cut into eight shards at most, whose
-//! gradients are summed in order; their number depends on the batch alone, so threads and memory change no bit.
+//! What is frozen runs once where its results fit into memory. A step is cut into eight shards at most, of four rows at
+//! least, whose gradients are summed in order; their number depends on the batch alone, so threads and memory change no bit.
 
 pub mod checkpoint;
 mod memory;
@@ -35,6 +35,8 @@ pub use vary::vary;
 
 /// Most shards of a step.
 const SHARDS: usize = 8;
+/// Fewest rows of a shard: each shard prepares all weights and gives a whole gradient, which few rows don't pay for.
+const LEAST_ROWS: usize = 4;
 /// Layers that are tried when an error says how many could be trained.
 const MAX_TRIED: usize = 32;
 /// Time between two checkpoints.
@@ -215,8 +217,8 @@ fn with_methods(setup: &Setup<'_>, first: &Fitted, error: WorkerError) -> Worker
 }
 
 /// Rows of a shard: by the batch alone.
-fn shard(batch: usize) -> usize {
-    batch.div_ceil(SHARDS)
+pub fn shard(batch: usize) -> usize {
+    batch.div_ceil(SHARDS).max(LEAST_ROWS.min(batch))
 }
 
 fn plan(setup: &Setup<'_>, step: &Step, params: &[Param], rows: [&Rows<'_>; 2]) -> Result<memory::Plan> {

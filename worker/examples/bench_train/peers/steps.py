@@ -1,4 +1,4 @@
-"""Steps of training in PyTorch on the CPU, the other side of main.rs: for every line it takes a few and prints the time of
+"""Steps of training in PyTorch on the CPU, the other side of steps.rs: for every line it takes a few and prints the time of
 one in ms. Convolutional nets are in channels_last, their better setting here."""
 
 import os
