@@ -30,6 +30,10 @@ use tract_onnx::prelude::{DatumType, Tensor};
 
 /// Largest relative error of a loss or a gradient norm.
 const TOLERANCE: f64 = 1e-5;
+/// The same for the speech embedding model: at its step 4 one of the values that it takes maxima and slopes of is so near
+/// to where they change that f32 decides otherwise than f64, and with some kernels the norm is off by 2e-5 in that step,
+/// by 1e-6 in those before and after.
+const TOLERANCE_OF_SPEECH: f64 = 5e-5;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -284,16 +288,20 @@ fn golden() -> Golden {
 /// Compares the cases whose net has this name.
 fn compare(name: &str) {
     let cases: Vec<Case> = golden().cases.into_iter().filter(|c| c.net == name).collect();
+    let tolerance = match name {
+        "speech-embedding.onnx" => TOLERANCE_OF_SPEECH,
+        _ => TOLERANCE,
+    };
     // The comparison can fail: a learning rate that is a hundredth of a percent off is seen.
     let mut mistaken = cases[0].clone();
     mistaken.rate *= 1.0001;
     let (loss, norm) = errors(&mistaken).unwrap();
-    assert!(loss.max(norm) > TOLERANCE, "{name}: {loss:.1e} {norm:.1e}");
+    assert!(loss.max(norm) > tolerance, "{name}: {loss:.1e} {norm:.1e}");
     for case in cases {
         let (loss, norm) = errors(&case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         println!("{}: loss {loss:.1e}, gradient norm {norm:.1e}", case.name);
         assert!(
-            loss < TOLERANCE && norm < TOLERANCE,
+            loss < tolerance && norm < tolerance,
             "{}: loss off by {loss:.1e}, gradient norm by {norm:.1e}",
             case.name
         );

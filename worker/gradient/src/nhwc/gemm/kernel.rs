@@ -22,7 +22,7 @@ pub(super) struct Task<'a> {
 }
 
 /// Longest sum that runs in one piece; a longer one is cut into blocks of [`K_BLOCK`].
-const K_WHOLE: usize = 2048;
+const K_WHOLE: usize = 1536;
 /// Terms of a block of a long sum, such that the block's part of B stays in the second cache.
 const K_BLOCK: usize = 256;
 /// Values of A that one block of rows reads, 128 KiB: they are read once for every panel and should stay in the second
@@ -142,13 +142,8 @@ unsafe fn tile<L: Lanes, const R: usize, const P: usize>(task: &Task, terms: Ter
     // touched, unless B is padded.
     unsafe {
         let mut sums = [[L::splat(0.0); P]; R];
-        if !terms.first || epilogue.accumulate {
-            for r in 0..R {
-                for p in 0..P {
-                    sums[r][p] = L::load_first(task.c.add((i + r) * task.row + column + p * LANES), width(p));
-                }
-            }
-        } else if let Some(bias) = epilogue.bias {
+        let before = !terms.first || epilogue.accumulate;
+        if let (false, Some(bias)) = (before, epilogue.bias) {
             for p in 0..P {
                 let bias = L::load_first(bias.as_ptr().add(column + p * LANES), width(p));
                 for sum in &mut sums {
@@ -171,6 +166,15 @@ unsafe fn tile<L: Lanes, const R: usize, const P: usize>(task: &Task, terms: Ter
         };
         // One short loop for each step: a loop that the compiler does not unroll would keep the sums in memory.
         let c = task.c.add(i * task.row + column);
+        // A block's sum is added as a whole, so that a long sum loses no more digits than its blocks do.
+        if before {
+            for r in 0..R {
+                for p in 0..P {
+                    let value = L::load_first(c.add(r * task.row + p * LANES), width(p));
+                    sums[r][p] = L::add(sums[r][p], value);
+                }
+            }
+        }
         if terms.last {
             let at = i * task.row + column;
             if let Some(residual) = epilogue.residual {
