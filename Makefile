@@ -18,6 +18,11 @@ demo: programs
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	$(DEMO) run
 
+## Prints what to export so that kubectl and helm reach the demo.
+demo-env:
+	@test -x $(LAB) || $(MAKE) programs >&2
+	@$(LAB) env
+
 ## Removes every namespace, cgroup, mount and process that the lab made.
 demo-down: programs
 	$(LAB) down
@@ -56,9 +61,9 @@ BENCH := worker/examples/bench_train/requirements.txt
 bench-train:
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	cargo build --release --workspace --bin fleetune-worker --example bench_train
-	mkdir -p $(CARGO_TARGET_DIR)/bench
+	mkdir -p target/bench
 	$(CARGO_TARGET_DIR)/release/examples/bench_train "$$(python3 examples/environment.py bench-venv $(BENCH))" \
-		$(CARGO_TARGET_DIR)/release/fleetune-worker $(FLEETUNE_CACHE)/data $(CARGO_TARGET_DIR)/bench/train.json
+		$(CARGO_TARGET_DIR)/release/fleetune-worker $(FLEETUNE_CACHE)/data target/bench/train.json
 
 ## Trains the examples by each method and writes docs/quality.md; takes an hour and more. WORKER is a release build.
 WORKER ?= $(CARGO_TARGET_DIR)/release/fleetune-worker

@@ -115,7 +115,7 @@ async fn run() -> Result<()> {
     }
     writeln!(
         out,
-        "\nThe lab stays up: `cargo run -p fleetune-tests --bin lab -- env`; `make demo-down` removes it."
+        "\nThe lab stays up: `make -s demo-env` prints how to reach it, `make demo-down` removes it."
     )?;
     Ok(())
 }
