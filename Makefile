@@ -10,7 +10,7 @@ LAB := $(CARGO_TARGET_DIR)/debug/lab
 DEMO := $(CARGO_TARGET_DIR)/debug/demo
 PACKAGES := python3 examples/environment.py tests-venv worker/tests/python/requirements.txt
 
-.PHONY: demo demo-down test bench bench-train quality check programs tools images crds
+.PHONY: demo demo-env demo-down test bench bench-train quality check programs tools images crds
 
 ## Brings up the lab, installs both charts, runs the example job and its rollout, and prints what came of it.
 demo: programs
