@@ -50,9 +50,10 @@ tools: programs
 	$(LAB) tools
 	$(PACKAGES)
 
-## Measures the road in the lab; prints a table and writes target/bench/road.json.
+## Measures the road in a lab of its own; prints a table and writes target/bench/road.json.
 bench: programs
 	$(LAB) tools
+	$(LAB) down
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	$(CARGO_TARGET_DIR)/debug/bench
 
