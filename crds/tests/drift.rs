@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const REMEDY: &str = "run `cargo run -p fleetune-crds --bin crdgen` and commit what it writes";
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    PathBuf::from(env!("FLEETUNE_ROOT"))
 }
 
 fn all() -> Vec<(&'static str, CustomResourceDefinition)> {

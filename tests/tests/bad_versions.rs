@@ -317,6 +317,18 @@ fn falls_in_its_soak(model: &'static str, flaw: Flaw, reason: &'static str, surv
         let on_trial = async || at(VersionState::Active).await;
         let canary = until("the bad version is on trial", Duration::from_mins(2), on_trial).await?;
         let ask = Ask::new(&road.lab.runtime_addr(&canary)?)?;
+        // A busy machine may hear of the trial before a hammer's turn has come: the fault waits for an answer of the bad
+        // version.
+        let on_trial = async || {
+            let answer = ask.image(model, &sample.encoded).await?;
+            Ok((answer.version == bad_digest.as_str()).then_some(()))
+        };
+        until(
+            "the bad version answers on its canary",
+            Duration::from_mins(1),
+            on_trial,
+        )
+        .await?;
         let black = flaw::black()?;
         let (rollouts, version) = (road.hub::<ModelRollout>().await?, bad.name_any());
         let ended = async || {
@@ -332,7 +344,7 @@ fn falls_in_its_soak(model: &'static str, flaw: Flaw, reason: &'static str, surv
                 heard.nothing_lost(node)?;
             }
             let served = heard.answers.contains_key(bad_digest.as_str());
-            assert_eq!(served, node == canary, "the bad version on {node}");
+            assert!(!served || node == canary, "the bad version on {node}: {heard:?}");
         }
         // Not even a start of the runtime brings it back.
         kill(runtime(&canary)?, Signal::SIGKILL)?;

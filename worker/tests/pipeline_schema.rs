@@ -11,7 +11,7 @@ fn the_committed_schema_is_that_of_the_type() {
     let name = format!("https://fleetune.dev/schemas/pipeline-v{VERSION}.json");
     schema.insert("$id".into(), name.into());
     let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/pipeline.schema.json");
+    let path = Path::new(env!("FLEETUNE_ROOT")).join("docs/pipeline.schema.json");
     if std::env::var_os("FLEETUNE_WRITE_SCHEMA").is_some() {
         std::fs::write(&path, &text).unwrap();
     }

@@ -5,7 +5,7 @@ use fleetune_crds::{reference, yaml};
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("FLEETUNE_ROOT"));
     for (chart, kinds) in [("fleetune", yaml::hub()), ("fleetune-edge", yaml::edge())] {
         let templates = root.join("charts").join(chart).join("templates/crds");
         std::fs::create_dir_all(&templates)?;

@@ -68,8 +68,7 @@ impl Paths {
 
 /// The root of the source tree, where `tests/tools` and the other crates lie.
 pub fn tree() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+    PathBuf::from(env!("FLEETUNE_ROOT"))
 }
 
 /// `$PATH` of the daemons: our programs first, then the machine's, with the sbin folders that a user's PATH may lack.

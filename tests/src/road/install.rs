@@ -2,7 +2,7 @@
 
 use super::Show;
 use crate::images::{self, Built};
-use crate::lab::Lab;
+use crate::lab::{Lab, paths::tree};
 use anyhow::{Context, Result};
 use base64::Engine;
 use fleetune_crds::{DeviceCluster, conditions, names};
@@ -11,7 +11,6 @@ use kube::Api;
 use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -282,6 +281,6 @@ pub fn namespace(name: &str) -> Value {
 /// # Errors
 /// When it is not UTF-8.
 pub fn path(relative: &str) -> Result<String> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(relative);
+    let root = tree().join(relative);
     Ok(root.to_str().context("the repository's path is not UTF-8")?.to_owned())
 }

@@ -47,7 +47,7 @@ pub fn program(arguments: &[&str]) -> Result<Command> {
 
 /// A script of the peer's.
 pub fn script(python: &str, name: &str, arguments: &[&str]) -> Command {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/bench_train/peers");
+    let folder = concat!(env!("FLEETUNE_ROOT"), "/worker/examples/bench_train/peers");
     let mut command = Command::new(python);
     command.arg(format!("{folder}/{name}")).args(arguments);
     command

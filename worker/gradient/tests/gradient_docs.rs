@@ -24,7 +24,7 @@ fn table() -> String {
 
 #[test]
 fn the_table_is_the_registry() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/gradients.md");
+    let path = Path::new(env!("FLEETUNE_ROOT")).join("docs/gradients.md");
     let have = std::fs::read_to_string(&path).unwrap();
     let intro = have.split(START).next().unwrap();
     let want = format!("{intro}{}", table());

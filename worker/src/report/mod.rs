@@ -130,7 +130,7 @@ mod tests {
         let name = format!("https://fleetune.dev/schemas/report-v{FORMAT}.json");
         schema.insert("$id".into(), name.into());
         let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/report.schema.json");
+        let path = Path::new(env!("FLEETUNE_ROOT")).join("docs/report.schema.json");
         if std::env::var_os("FLEETUNE_WRITE_SCHEMA").is_some() {
             std::fs::write(&path, &text).unwrap();
         }

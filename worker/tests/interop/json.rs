@@ -10,7 +10,7 @@ fn json_files_are_what_their_schemas_say() {
     let Some(python) = Python::find() else { return };
     let fixture = Fixture::new(&python);
     let made = fixture.made();
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let docs = Path::new(env!("FLEETUNE_ROOT")).join("docs");
     let check = |schema: &str, file: &Path, code: i32| {
         run(python.script("check_json.py").arg(docs.join(schema)).arg(file), code)
     };

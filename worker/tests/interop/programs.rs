@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 /// The folder with this test's scripts and the list of packages that they need.
 fn scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python")
+    Path::new(env!("FLEETUNE_ROOT")).join("worker/tests/python")
 }
 
 fn cache() -> PathBuf {
