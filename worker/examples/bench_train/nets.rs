@@ -3,7 +3,7 @@
 use crate::builder::{Builder, int, ints};
 use fleetune_gradient::onnx::float_info;
 use fleetune_gradient::pb;
-use fleetune_worker::tune::shard;
+use fleetune_worker::tune::shard::fewest;
 use tract_onnx::prelude::DatumType;
 
 /// Outputs of every net.
@@ -47,7 +47,7 @@ pub fn net(name: &str) -> Option<Timed> {
         "minilm" => (8, 1, minilm(&mut b), DatumType::I64),
         _ => return None,
     };
-    let shard = shard(batch);
+    let shard = fewest(batch);
     let weights = b.weights.clone();
     let mut input = float_info("x", &[&[shard], sample].concat());
     if datum_type == DatumType::I64 {

@@ -10,6 +10,7 @@ use fleetune_gradient::params::Param;
 use fleetune_gradient::schedule::{Schedule, Shape};
 use fleetune_gradient::trainer::{Plan, Shard, Trainer};
 use fleetune_gradient::{Differentiable, Input, Loss, Refusal, onnx};
+use fleetune_worker::tune::shard;
 use std::sync::Arc;
 use tract_onnx::prelude::{DatumType, Tensor};
 
@@ -53,27 +54,38 @@ fn data(timed: &Timed) -> Result<Data> {
     })
 }
 
-fn model(timed: &Timed) -> Result<(Differentiable, Vec<Arc<Tensor>>)> {
+/// The net for as many rows as the worker gives a shard, and its weights.
+fn model(timed: &mut Timed) -> Result<(Differentiable, Vec<Arc<Tensor>>)> {
+    let fewest = built(timed)?;
+    timed.shard = shard::rows(timed.batch, fewest.reuse());
+    let model = if timed.shard == fewest.samples() {
+        fewest
+    } else {
+        built(timed)?
+    };
+    let graph = timed.model.graph.as_ref().context("no graph")?;
+    Ok((model, onnx::weights(graph, &timed.weights)?))
+}
+
+fn built(timed: &Timed) -> Result<Differentiable> {
     let input = Input {
         name: "x".to_owned(),
         datum_type: timed.datum_type,
         shape: [&[timed.shard], &timed.sample[..]].concat(),
     };
-    let model = Differentiable::build(
+    Ok(Differentiable::build(
         &timed.model,
         &[input],
         &timed.output,
         &timed.weights,
         Loss::CrossEntropy,
-    )?;
-    let graph = timed.model.graph.as_ref().context("no graph")?;
-    Ok((model, onnx::weights(graph, &timed.weights)?))
+    )?)
 }
 
 /// Prints where the time of a shard goes.
 pub fn profile(name: &str) -> Result<()> {
-    let timed = net(name).with_context(|| format!("no net is named {name}"))?;
-    let (model, weights) = model(&timed)?;
+    let mut timed = net(name).with_context(|| format!("no net is named {name}"))?;
+    let (model, weights) = model(&mut timed)?;
     let rows = data(&timed)?;
     let row_weights = Arc::new(Tensor::from_shape(&[timed.shard], &vec![1_f32; timed.shard])?);
     let mut parts = Vec::new();
@@ -94,8 +106,8 @@ pub fn profile(name: &str) -> Result<()> {
 
 /// Takes a few steps a round.
 pub fn serve(name: &str) -> Result<()> {
-    let timed = net(name).with_context(|| format!("no net is named {name}"))?;
-    let (model, weights) = model(&timed)?;
+    let mut timed = net(name).with_context(|| format!("no net is named {name}"))?;
+    let (model, weights) = model(&mut timed)?;
     let params = timed.weights.iter().zip(weights).map(|(n, w)| Param::of(n, w));
     let params: Vec<Param> = params.collect::<Result<_, _>>()?;
     let plan = Plan {

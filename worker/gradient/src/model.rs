@@ -16,7 +16,9 @@ use tract_onnx::prelude::{
     DatumType, InferenceFact, InferenceModelExt, IntoTValue, OutletId, TValue, TVec, Tensor, TypedModel,
     TypedRunnableModel, tvec,
 };
-use tract_onnx::tract_core::internal::{AxisOp, DatumExt, IntoRunnable, IntoTensor, SpecialOps, ToDim};
+use tract_onnx::tract_core::internal::{
+    AxisOp, Cost, DatumExt, DimLike, IntoRunnable, IntoTensor, SpecialOps, TDim, ToDim, TractError,
+};
 use tract_onnx::tract_hir::infer::Factoid;
 
 /// An input of the graph with the shape that it has in every run, batch included.
@@ -47,6 +49,7 @@ pub struct Differentiable {
     estimate: Estimate,
     samples: usize,
     classes: usize,
+    reuse: f64,
 }
 
 impl Differentiable {
@@ -80,9 +83,14 @@ impl Differentiable {
                 want: "[samples, values]".to_owned(),
             });
         };
+        let multiplications = multiplications(&typed)?;
         let forward = runnable(typed.clone())?;
 
         let weights: Vec<OutletId> = typed.input_outlets()?[inputs.len()..].to_vec();
+        let mut values = 0;
+        for weight in &weights {
+            values += count(&typed.outlet_fact(*weight)?.shape.volume())?;
+        }
         let target = typed.add_source("target", f32::fact([samples, classes]))?;
         let rows = typed.add_source("row_weights", f32::fact([samples]))?;
         let total = loss.wire(&mut typed, logits, target, rows)?;
@@ -97,6 +105,7 @@ impl Differentiable {
             estimate,
             samples,
             classes,
+            reuse: multiplications / values.max(1) as f64 / samples.max(1) as f64,
         })
     }
 
@@ -108,6 +117,12 @@ impl Differentiable {
     /// Logits of one sample.
     pub fn classes(&self) -> usize {
         self.classes
+    }
+
+    /// Multiplications of the forward pass for one sample, for each value of the trained weights: 1 where all of them are
+    /// dense layers, the number of its places for a convolution.
+    pub fn reuse(&self) -> f64 {
+        self.reuse
     }
 
     /// What one run needs.
@@ -165,9 +180,29 @@ fn run<'t>(
 
 fn runnable(model: TypedModel) -> Result<Arc<TypedRunnableModel>, Refusal> {
     model
-        .into_optimized()
+        .into_decluttered()
+        .and_then(|model| nhwc::products(model, Isa::native()))
+        .and_then(TypedModel::into_optimized)
         .and_then(TypedModel::into_runnable)
         .map_err(Refusal::engine("preparing the graph"))
+}
+
+/// Multiplications of one run, as far as operators tell their number: products of matrices and convolutions do.
+fn multiplications(model: &TypedModel) -> Result<f64, Refusal> {
+    let mut sum = 0.0;
+    for node in model.nodes() {
+        let facts = model.node_input_facts(node.id)?;
+        for (cost, number) in node.op.cost(&facts)? {
+            if let Cost::FMA(_) = cost {
+                sum += count(&number)? as f64;
+            }
+        }
+    }
+    Ok(sum)
+}
+
+fn count(dim: &TDim) -> Result<usize, Refusal> {
+    Ok(dim.to_usize().map_err(TractError::from)?)
 }
 
 /// Shapes that an exporter wrote clash with those of the batch.

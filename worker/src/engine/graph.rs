@@ -7,7 +7,7 @@ use super::pb;
 use crate::error::{INPUT_SHAPE, INTERNAL, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
-use fleetune_gradient::nhwc::{FConv, Isa, rewrite};
+use fleetune_gradient::nhwc::{FConv, Isa, products, rewrite};
 use fleetune_gradient::onnx::node_name;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -24,6 +24,8 @@ pub struct Graph {
     tokens: Tokens,
 }
 
+/// Symbol of the number of texts.
+const TEXTS: &str = "texts";
 /// Largest difference, as a share of the largest value, that padding may make for the engine to leave it out.
 const PADDING_TOLERANCE: f32 = 1e-3;
 /// Largest difference of the logarithms of two probabilities for the same.
@@ -44,7 +46,7 @@ fn alike(a: &[f32], b: &[f32]) -> bool {
 /// How many tokens of a text a plan takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tokens {
-    /// As many as the text has, so that no time goes into padding.
+    /// As many as the text has, so that no time goes into padding; and as many texts as there are.
     Own,
     /// Always so many, because the model's shapes cannot be told otherwise. 0 where samples are no texts.
     All(usize),
@@ -98,7 +100,7 @@ impl Graph {
         let most = most_tokens(inputs);
         if most > 0 {
             // Most encoders take any length; some are exported for one.
-            let any = Self::plan(model, folder, inputs, rows, Tokens::Own, None);
+            let any = Self::plan(model, folder, inputs, rows, Tokens::Own, Some(Isa::native()));
             match any.and_then(|graph| Ok((graph.ignores_padding(most)?, graph))) {
                 Ok((true, graph)) => return Ok(graph),
                 Ok(_) => tracing::debug!("the graph answers otherwise where a text is padded"),
@@ -134,7 +136,8 @@ impl Graph {
     ) -> Result<Self> {
         let typed = ready(model, folder, inputs, rows, tokens, isa)?;
         let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
-        let values: usize = fact.shape.as_concrete().map_or(0, |shape| shape.iter().product());
+        let texts = SymbolValues::default().with(&typed.symbols.sym(TEXTS), rows as i64);
+        let values = fact.shape.volume().eval(&texts).to_usize().unwrap_or(0);
         let plan = typed.into_runnable().map_err(|e| refused(model, &e))?;
         Ok(Self {
             plan,
@@ -188,14 +191,18 @@ impl Graph {
             return self.run_tokens(prepared, tokens);
         }
         let given = prepared_tensors(first)?.into_iter().map(IntoTValue::into_tvalue);
-        self.execute(given.collect(), 1)
+        self.execute(given.collect(), self.rows, 1)
     }
 
-    /// Runs texts, cut to so many tokens each. Rows that are missing are the last one again.
+    /// Runs texts, cut to so many tokens each. Where the plan takes a number of them, the missing ones are the last again.
     fn run_tokens(&self, prepared: &[&Prepared], tokens: usize) -> Result<Vec<Vec<f32>>> {
         let (mut ids, mut masks) = (Vec::new(), Vec::new());
         let last = prepared.last().copied().into_iter().cycle();
-        for row in prepared.iter().copied().chain(last).take(self.rows) {
+        let rows = match self.tokens {
+            Tokens::Own => prepared.len(),
+            Tokens::All(_) => self.rows,
+        };
+        for row in prepared.iter().copied().chain(last).take(rows) {
             match row {
                 Prepared::Tokens { ids: own, mask } if own.len() >= tokens => {
                     ids.extend_from_slice(&own[..tokens]);
@@ -204,18 +211,18 @@ impl Graph {
                 _ => return Err(WorkerError::bad(INTERNAL, "a text is shorter than the plan takes")),
             }
         }
-        let tensor = |values: &[i64]| Tensor::from_shape(&[self.rows, tokens], values).map_err(failed_run);
+        let tensor = |values: &[i64]| Tensor::from_shape(&[rows, tokens], values).map_err(failed_run);
         let inputs = tvec![tensor(&ids)?.into_tvalue(), tensor(&masks)?.into_tvalue()];
-        self.execute(inputs, prepared.len())
+        self.execute(inputs, rows, prepared.len())
     }
 
-    /// Runs the plan and gives the answers to the first `count` rows.
-    fn execute(&self, inputs: TVec<TValue>, count: usize) -> Result<Vec<Vec<f32>>> {
+    /// Runs the plan for `rows` rows and gives the answers to the first `count`.
+    fn execute(&self, inputs: TVec<TValue>, rows: usize, count: usize) -> Result<Vec<Vec<f32>>> {
         let result = self.plan.run(inputs).map_err(failed_run)?;
         let output = result[0].cast_to::<f32>().map_err(failed_run)?;
         let view = output.view();
         let values = view.as_slice::<f32>().map_err(failed_run)?;
-        let one = (values.len() / self.rows).max(1);
+        let one = (values.len() / rows.max(1)).max(1);
         Ok(values.chunks(one).take(count).map(<[f32]>::to_vec).collect())
     }
 }
@@ -254,7 +261,9 @@ fn ready(
 ) -> Result<TypedModel> {
     type_model(model, folder, inputs, rows, tokens)
         .and_then(|typed| match isa {
-            Some(isa) => rewrite(&typed, isa).map_err(|e| refused(model, &e)),
+            Some(isa) => rewrite(&typed, isa)
+                .and_then(|typed| products(typed, isa))
+                .map_err(|e| refused(model, &e)),
             None => Ok(typed),
         })?
         .into_optimized()
@@ -308,7 +317,7 @@ fn type_model(
         ));
     }
     inference.set_input_outlets(&outlets).map_err(failed)?;
-    let any = inference.symbols.sym("tokens");
+    let (any, texts) = (inference.symbols.sym("tokens"), inference.symbols.sym(TEXTS));
     for (i, input) in inputs.iter().enumerate() {
         let dtype = match input.dtype {
             Dtype::Uint8 => u8::datum_type(),
@@ -319,7 +328,10 @@ fn type_model(
         if rows > 1 {
             shape[0] = rows.to_dim();
         }
-        if let (Tokens::Own, Some(last)) = (tokens, shape.last_mut()) {
+        if let (Tokens::Own, [first, .., last]) = (tokens, &mut shape[..]) {
+            if rows > 1 {
+                *first = texts.clone().into();
+            }
             *last = any.clone().into();
         }
         inference

@@ -192,6 +192,11 @@ impl Step {
         self.model.samples()
     }
 
+    /// How often a row uses each trained weight, on average.
+    pub fn reuse(&self) -> f64 {
+        self.model.reuse()
+    }
+
     /// What one shard needs.
     pub fn memory(&self) -> Estimate {
         self.model.memory()

@@ -2,12 +2,13 @@
 //! from there (LP-FT, Kumar et al. 2022: a random head would spoil the features that it is put on). Epoch 0 is that head,
 //! so the kept epoch is never worse on the validation rows than method Head.
 //!
-//! What is frozen runs once where its results fit into memory. A step is cut into eight shards at most, of four rows at
-//! least, whose gradients are summed in order; their number depends on the batch alone, so threads and memory change no bit.
+//! What is frozen runs once where its results fit into memory. A step is cut into [shards](shard), whose gradients
+//! are summed in order.
 
 pub mod checkpoint;
 mod memory;
 mod rows;
+pub mod shard;
 mod vary;
 
 use crate::config::{Job, MethodRule, TrainRule};
@@ -33,10 +34,6 @@ use std::time::{Duration, Instant};
 
 pub use vary::vary;
 
-/// Most shards of a step.
-const SHARDS: usize = 8;
-/// Fewest rows of a shard: each shard prepares all weights and gives a whole gradient, which few rows don't pay for.
-const LEAST_ROWS: usize = 4;
 /// Layers that are tried when an error says how many could be trained.
 const MAX_TRIED: usize = 32;
 /// Time between two checkpoints.
@@ -133,19 +130,23 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
 /// Both parts of the model. One that only takes a single sample is trained a sample at a time.
 fn ready(setup: &Setup<'_>, tunable: &Tunable) -> Result<(Frozen, Step)> {
     let rule = &setup.job.train;
-    let of = |shard| {
+    let of = |rows| {
         split(
             tunable,
             tensors(setup),
             gradient_loss(rule),
-            shard,
+            rows,
             (rule.dropout, rule.seed),
         )
     };
-    let shard = shard(rule.batch_size);
-    let error = match of(shard) {
-        Err(error) if shard > 1 => error,
-        result => return result,
+    let fewest = shard::fewest(rule.batch_size);
+    let error = match of(fewest) {
+        Ok(ready) => {
+            let rows = shard::rows(rule.batch_size, ready.1.reuse());
+            return if rows == fewest { Ok(ready) } else { of(rows) };
+        }
+        Err(error) if fewest == 1 => return Err(error),
+        Err(error) => error,
     };
     let ready = of(1).map_err(|_| error.clone())?;
     tracing::warn!(cause = error.message(), "the model takes one sample at a time");
@@ -214,11 +215,6 @@ fn with_methods(setup: &Setup<'_>, first: &Fitted, error: WorkerError) -> Worker
         UNSUPPORTED_OPERATOR,
         format!("{}; methods that work with this base model: {works}", error.message()),
     )
-}
-
-/// Rows of a shard: by the batch alone.
-pub fn shard(batch: usize) -> usize {
-    batch.div_ceil(SHARDS).max(LEAST_ROWS.min(batch))
 }
 
 fn plan(setup: &Setup<'_>, step: &Step, params: &[Param], rows: [&Rows<'_>; 2]) -> Result<memory::Plan> {

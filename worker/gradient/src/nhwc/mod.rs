@@ -14,6 +14,7 @@ mod lanes;
 mod op;
 mod output;
 mod plan;
+mod product;
 mod rewrite;
 pub mod shape;
 
@@ -21,6 +22,7 @@ pub use gemm::Clip;
 pub use grad::{ClipGrad, FConvGradB, FConvGradW, FConvGradX};
 pub use isa::Isa;
 pub use op::{FConv, Kind, Weights};
+pub use product::products;
 pub use rewrite::rewrite;
 
 #[cfg(test)]
