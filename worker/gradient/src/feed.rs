@@ -38,7 +38,7 @@ impl<R: Rows> Gradients for Feed<'_, R> {
         )?;
         Ok(Gradient {
             loss: f64::from(outcome.loss),
-            tensors: outcome.gradients,
+            slopes: outcome.gradients,
         })
     }
 }

@@ -30,6 +30,7 @@ pub mod registry;
 pub mod rules;
 pub mod schedule;
 pub mod site;
+pub mod slope;
 pub mod trainer;
 
 pub use backward::differentiate;

@@ -8,7 +8,9 @@ use crate::losses::Loss;
 use crate::memory::{self, Estimate};
 use crate::nhwc::{self, Isa};
 use crate::onnx;
+use crate::ops::gather::{self, GatherGrad};
 use crate::profile::{Part, profile};
+use crate::slope::Slope;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_onnx::pb;
@@ -39,7 +41,15 @@ pub struct Outcome {
     /// The logits, \[n, c\].
     pub logits: Tensor,
     /// ∂L/∂w for each trained weight, in the order in which they were named.
-    pub gradients: Vec<Tensor>,
+    pub gradients: Vec<Slope>,
+}
+
+impl Outcome {
+    /// All gradients whole, in the shapes of `weights`.
+    pub fn whole(self, weights: &[Arc<Tensor>]) -> Vec<Tensor> {
+        let slopes = self.gradients.into_iter().zip(weights);
+        slopes.map(|(slope, weight)| slope.whole(weight.shape())).collect()
+    }
 }
 
 /// A model for one batch size. Runs may go on in many threads at once: each has a state of its own.
@@ -50,6 +60,9 @@ pub struct Differentiable {
     samples: usize,
     classes: usize,
     reuse: f64,
+    /// For each trained weight, whether the plan gives the rows that were read of it and their numbers, instead of its
+    /// whole gradient.
+    tables: Vec<Option<usize>>,
 }
 
 impl Differentiable {
@@ -95,7 +108,18 @@ impl Differentiable {
         let rows = typed.add_source("row_weights", f32::fact([samples]))?;
         let total = loss.wire(&mut typed, logits, target, rows)?;
         let gradients = differentiate(&mut typed, total, &weights)?;
-        let outputs: Vec<OutletId> = [total, logits].into_iter().chain(gradients).collect();
+        let mut outputs = vec![total, logits];
+        let mut tables = Vec::with_capacity(gradients.len());
+        for gradient in gradients {
+            // The gradient of a table of words is as large as the table, and almost all of it is 0.
+            let node = typed.node(gradient.node);
+            let table = node.op_as::<GatherGrad>().and_then(GatherGrad::table);
+            match table {
+                Some(_) => outputs.extend(node.inputs.iter().copied()),
+                None => outputs.push(gradient),
+            }
+            tables.push(table);
+        }
         typed.select_output_outlets(&outputs)?;
         let step = runnable(typed)?;
         let estimate = memory::estimate(&step)?;
@@ -105,6 +129,7 @@ impl Differentiable {
             estimate,
             samples,
             classes,
+            tables,
             reuse: multiplications / values.max(1) as f64 / samples.max(1) as f64,
         })
     }
@@ -144,10 +169,22 @@ impl Differentiable {
         let (Some(loss), Some(logits)) = (outputs.next(), outputs.next()) else {
             return Err(Refusal::Unsound("the step gave no loss".to_owned()));
         };
+        let mut gradients = Vec::with_capacity(self.tables.len());
+        for table in &self.tables {
+            let values = outputs.next().map(TValue::into_tensor);
+            let values = values.ok_or_else(|| Refusal::Unsound("the step gave too few gradients".to_owned()))?;
+            gradients.push(match table {
+                None => Slope::Whole(values),
+                Some(length) => Slope::Rows {
+                    numbers: numbers(outputs.next(), *length)?,
+                    values,
+                },
+            });
+        }
         Ok(Outcome {
             loss: loss.cast_to_scalar::<f32>()?,
             logits: logits.into_tensor(),
-            gradients: outputs.map(TValue::into_tensor).collect(),
+            gradients,
         })
     }
 
@@ -199,6 +236,22 @@ fn multiplications(model: &TypedModel) -> Result<f64, Refusal> {
         }
     }
     Ok(sum)
+}
+
+/// The rows that indices name in a table of so many; the forward pass has read them, so they are inside.
+fn numbers(indices: Option<TValue>, rows: usize) -> Result<Vec<usize>, Refusal> {
+    let indices = indices.ok_or_else(|| Refusal::Unsound("the step gave no indices".to_owned()))?;
+    let indices = indices.cast_to::<i64>()?;
+    let inside = |index: &i64| {
+        gather::inside(*index, rows)
+            .ok_or_else(|| Refusal::Unsound(format!("index {index} is outside of a table of {rows} rows")))
+    };
+    indices
+        .try_as_plain_ram()?
+        .as_slice::<i64>()?
+        .iter()
+        .map(inside)
+        .collect()
 }
 
 fn count(dim: &TDim) -> Result<usize, Refusal> {

@@ -5,9 +5,10 @@
 
 use crate::clip;
 use crate::optim::{Bound, Rule, State};
-use crate::params::{Param, is_f32, slice, slice_mut};
+use crate::params::{Param, slice, slice_mut};
 use crate::philox::permutation;
 use crate::schedule::Schedule;
+use crate::slope::Slope;
 use rayon::prelude::*;
 use std::fmt;
 use tract_onnx::prelude::Tensor;
@@ -15,8 +16,6 @@ use tract_onnx::prelude::Tensor;
 /// A loss, a gradient or a weight of this magnitude is an explosion, as infinity and NaN are: a squared gradient still has
 /// room in f32, and no training that works comes near.
 pub const EXPLODED: f64 = 1e15;
-/// Values that one task adds up.
-const CHUNK: usize = 1 << 15;
 
 /// What to train by. The same plan, first weights and data give the same bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,8 +126,14 @@ pub struct Shard {
 pub struct Gradient {
     /// Σ weight · loss over its rows.
     pub loss: f64,
-    /// The derivative of that by each parameter, in their order and shapes, in f32.
-    pub tensors: Vec<Tensor>,
+    /// The derivative of that by each parameter, in their order.
+    pub slopes: Vec<Slope>,
+}
+
+/// The gradients of some shards, summed.
+struct Sum {
+    loss: f64,
+    tensors: Vec<Tensor>,
 }
 
 /// What computes gradients: a model, or a stand-in of a test.
@@ -328,28 +333,36 @@ impl Trainer {
     }
 
     /// The sum over shards, ((g₀ + g₁) + g₂) + …, whatever is computed at once.
-    fn sum<G: Gradients>(&self, gradients: &G, shards: &[Shard]) -> Result<Gradient, StepError<G::Error>> {
-        let mut sum: Option<Gradient> = None;
+    fn sum<G: Gradients>(&self, gradients: &G, shards: &[Shard]) -> Result<Sum, StepError<G::Error>> {
+        let mut sum: Option<Sum> = None;
         for wave in shards.chunks(self.plan.at_once) {
             let results: Vec<_> = wave.par_iter().map(|s| gradients.of(&self.params, s)).collect();
             for result in results {
                 let gradient = result.map_err(StepError::Gradients)?;
-                self.fits(&gradient.tensors)?;
+                self.fits(&gradient.slopes)?;
                 match &mut sum {
-                    None => sum = Some(gradient),
+                    None => sum = Some(self.first(gradient)),
                     Some(sum) => add(sum, &gradient),
                 }
             }
         }
         // A step has a row, so it has a shard.
-        Ok(sum.unwrap_or(Gradient {
+        Ok(sum.unwrap_or(Sum {
             loss: f64::NAN,
             tensors: Vec::new(),
         }))
     }
 
-    fn fits<E>(&self, tensors: &[Tensor]) -> Result<(), StepError<E>> {
-        let fit = |(i, p): (usize, &Param)| tensors.get(i).is_some_and(|t| is_f32(t) && t.shape() == p.shape());
+    fn first(&self, gradient: Gradient) -> Sum {
+        let slopes = gradient.slopes.into_iter().zip(&self.params);
+        Sum {
+            loss: gradient.loss,
+            tensors: slopes.map(|(slope, param)| slope.whole(param.shape())).collect(),
+        }
+    }
+
+    fn fits<E>(&self, slopes: &[Slope]) -> Result<(), StepError<E>> {
+        let fit = |(i, p): (usize, &Param)| slopes.get(i).is_some_and(|slope| slope.fits(p.shape()));
         match self.params.iter().enumerate().find(|p| !fit(*p)) {
             None => Ok(()),
             Some((_, param)) => Err(StepError::Misfit {
@@ -423,17 +436,10 @@ fn first_bad(params: &[Param]) -> Option<String> {
         .map(|p| p.name().to_owned())
 }
 
-fn add(sum: &mut Gradient, other: &Gradient) {
+fn add(sum: &mut Sum, other: &Gradient) {
     sum.loss += other.loss;
-    for (a, b) in sum.tensors.iter_mut().zip(&other.tensors) {
-        slice_mut(a)
-            .par_chunks_mut(CHUNK)
-            .zip(slice(b).par_chunks(CHUNK))
-            .for_each(|(a, b)| {
-                for (a, b) in a.iter_mut().zip(b) {
-                    *a += b;
-                }
-            });
+    for (sum, slope) in sum.tensors.iter_mut().zip(&other.slopes) {
+        slope.add_to(slice_mut(sum));
     }
 }
 

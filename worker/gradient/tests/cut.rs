@@ -170,7 +170,7 @@ fn the_two_parts_together_are_the_whole() {
     let all = all.run(&weights, &[x], &target, &rows).unwrap();
     let last = last.run(&weights, &features, &target, &rows).unwrap();
     assert!((all.loss - last.loss).abs() < 1e-6, "{} {}", all.loss, last.loss);
-    for (a, b) in all.gradients.iter().zip(&last.gradients) {
+    for (a, b) in all.whole(&weights).iter().zip(&last.whole(&weights)) {
         a.close_enough(b, true).unwrap();
     }
 }

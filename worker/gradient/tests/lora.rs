@@ -154,7 +154,7 @@ fn factors_are_trained_and_the_weight_is_not() {
     let rows = Arc::new(Tensor::from_shape(&[2], &[1.0f32, 1.0]).unwrap());
     let x = tensor(&[2, 3, 5, 5], 9);
     let at = |weights: &[Arc<Tensor>]| net.run(weights, std::slice::from_ref(&x), &target, &rows).unwrap();
-    let gradients = at(&weights).gradients;
+    let gradients = at(&weights).whole(&weights);
     for (i, gradient) in gradients.iter().enumerate() {
         let gradient = gradient.view().as_slice::<f32>().unwrap().to_vec();
         let moved = |step: f32| {

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{mlp, model, names, noise, tensor};
+use fleetune_gradient::slope::Slope;
 use fleetune_gradient::{Differentiable, Input, Loss, Refusal, onnx, pb};
 use std::sync::Arc;
 use tract_onnx::prelude::{Datum, Tensor};
@@ -50,7 +51,7 @@ fn every_loss_agrees_with_differences() {
         let at = |weights: &[Arc<Tensor>]| net.run(weights, std::slice::from_ref(&x), &t, &w).unwrap();
         let outcome = at(&weights);
         assert_eq!(outcome.logits.shape(), [4, 3]);
-        for (i, gradient) in outcome.gradients.iter().enumerate() {
+        for (i, gradient) in outcome.whole(&weights).iter().enumerate() {
             assert_eq!(gradient.shape(), weights[i].shape());
             let gradient = values(gradient);
             let largest = (0..gradient.len())
@@ -306,7 +307,7 @@ fn the_scale_and_shift_of_a_batch_norm_can_be_trained() {
     net.forward(&weights, &x).unwrap().close_enough(&want, true).unwrap();
     let (t, w) = (tensor(&[2, 3], 5), rows(&[1.0, 1.0]));
     let outcome = net.run(&weights, &x, &t, &w).unwrap();
-    slopes_agree(&trained, &weights, &outcome.gradients, |all| {
+    slopes_agree(&trained, &weights, &outcome.whole(&weights), |all| {
         net.run(all, &x, &t, &w).unwrap().loss
     });
 }
@@ -414,5 +415,54 @@ fn a_fresh_layer_norm_keeps_its_weights() {
     let (x, t, w) = (tensor(&[4, 6], 9), target(), rows(&[1.0; 4]));
     let run = |weights: &[Arc<Tensor>]| net.run(weights, std::slice::from_ref(&x), &t, &w).unwrap();
     let outcome = run(&weights);
-    slopes_agree(&trained, &weights, &outcome.gradients, |all| run(all).loss);
+    slopes_agree(&trained, &weights, &outcome.whole(&weights), |all| run(all).loss);
+}
+
+/// The gradient of a table is given as the rows that were read. A word may come again, also by its number from the end.
+#[test]
+fn a_table_of_words_gets_the_gradient_of_the_rows_that_were_read() {
+    let mut ids = onnx::float_info("x", &[2, 3]);
+    let int64 = pb::tensor_proto::DataType::Int64 as i32;
+    if let Some(pb::type_proto::Value::TensorType(tensor)) = ids.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+        tensor.elem_type = int64;
+    }
+    let graph = pb::GraphProto {
+        name: "words".to_owned(),
+        node: vec![
+            onnx::node("Gather", &["table", "x"], "words", vec![]),
+            onnx::node("Tanh", &["words"], "bent", vec![]),
+            onnx::node("Flatten", &["bent"], "flat", vec![]),
+            onnx::node("MatMul", &["flat", "z"], "logits", vec![]),
+        ],
+        initializer: vec![
+            onnx::floats("table", &[5, 2], &noise(10, 1)),
+            onnx::floats("z", &[6, 3], &noise(18, 2)),
+        ],
+        input: vec![ids],
+        output: vec![onnx::float_info("logits", &[2, 3])],
+        ..Default::default()
+    };
+    let (proto, trained) = (model(graph), names(&["table", "z"]));
+    let given = Input {
+        name: "x".to_owned(),
+        datum_type: i64::datum_type(),
+        shape: vec![2, 3],
+    };
+    let net = Differentiable::build(&proto, &[given], "logits", &trained, Loss::MeanSquaredError).unwrap();
+    let weights = onnx::weights(proto.graph.as_ref().unwrap(), &trained).unwrap();
+    let x = [Arc::new(Tensor::from_shape(&[2, 3], &[1_i64, 4, 1, -1, 2, 4]).unwrap())];
+    let (t, w) = (tensor(&[2, 3], 5), rows(&[1.0, 0.5]));
+    let run = |weights: &[Arc<Tensor>]| net.run(weights, &x, &t, &w).unwrap();
+    let outcome = run(&weights);
+    match &outcome.gradients[0] {
+        Slope::Rows { numbers, .. } => assert_eq!(numbers, &[1, 4, 1, 4, 2, 4]),
+        Slope::Whole(_) => panic!("the whole table"),
+    }
+    let whole = outcome.whole(&weights);
+    assert!(
+        [0, 1, 6, 7]
+            .iter()
+            .all(|i| values(&whole[0])[*i].abs() < f32::MIN_POSITIVE)
+    );
+    slopes_agree(&trained, &weights, &whole, |all| run(all).loss);
 }

@@ -136,8 +136,9 @@ impl Graph {
     ) -> Result<Self> {
         let typed = ready(model, folder, inputs, rows, tokens, isa)?;
         let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
-        let texts = SymbolValues::default().with(&typed.symbols.sym(TEXTS), rows as i64);
-        let values = fact.shape.volume().eval(&texts).to_usize().unwrap_or(0);
+        let texts = typed.symbols.sym(TEXTS);
+        let values = fact.shape.volume().substitute(&texts, &rows.to_dim());
+        let values = values.map_err(|e| refused(model, &e))?.to_usize().unwrap_or(0);
         let plan = typed.into_runnable().map_err(|e| refused(model, &e))?;
         Ok(Self {
             plan,

@@ -215,7 +215,7 @@ impl Step {
             .map_err(refused)?;
         Ok(Gradient {
             loss: f64::from(outcome.loss),
-            tensors: outcome.gradients,
+            slopes: outcome.gradients,
         })
     }
 

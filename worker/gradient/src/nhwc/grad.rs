@@ -120,9 +120,12 @@ impl EvalOp for FConvGradX {
             None => None,
         };
         let out = conv.window.output(picture).pixels() * conv.out;
+        let together = conv.together(count, conv.window.output(picture).pixels());
         let each = |i: usize, dx: &mut [f32]| {
-            let dz = &dz[i * out..][..out];
-            let gate = gate.map(|(y, clip)| (&y[i * picture.len()..][..picture.len()], clip));
+            let some = dx.len() / picture.len();
+            let dz = &dz[i * together * out..][..some * out];
+            let gate = gate.map(|(y, clip)| (&y[i * together * picture.len()..][..dx.len()], clip));
+            let picture = picture.times(some);
             match conv.kind {
                 Kind::Dense => {
                     dense::input_gradient(conv.isa, &conv.window, (dz, conv.out), &weights, (dx, picture), gate);
@@ -137,11 +140,14 @@ impl EvalOp for FConvGradX {
             }
         };
         let dx = filled(&self.shape, |dx| {
-            if count == 1 {
+            if picture.is_empty() {
+                return Ok(());
+            }
+            if count <= together {
                 each(0, dx);
-            } else if !picture.is_empty() {
-                let each_of = |(i, dx): (usize, &mut [f32])| each(i, dx);
-                dx.par_chunks_exact_mut(picture.len()).enumerate().for_each(each_of);
+            } else {
+                let parts = dx.par_chunks_mut(together * picture.len()).enumerate();
+                parts.for_each(|(i, dx)| each(i, dx));
             }
             Ok(())
         })?;

@@ -13,6 +13,9 @@ use tract_onnx::tract_core::internal::{
     TractResult, TypedFact, TypedOp, Validation, as_op, ensure, op_as_typed_op, op_out_of_plan, tvec,
 };
 
+/// Pixels of small pictures that a product takes together.
+const PIXELS: usize = 96;
+
 /// Which channels a result's channel is summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -64,6 +67,18 @@ impl FConv {
                 let taps = kernel[0] * kernel[1];
                 depthwise::pack(channels, taps, |c, t| weights[c * taps + t]).into()
             }
+        }
+    }
+
+    /// Pictures that are taken as one, of `count` with so many pixels: a 1x1 convolution knows no borders, and the product
+    /// of many rows is faster. There is still work for each thread, and no value depends on it.
+    pub(super) fn together(&self, count: usize, pixels: usize) -> usize {
+        match self.kind {
+            Kind::Dense if self.window.is_pointwise() => {
+                let most = count.div_ceil(rayon::current_num_threads());
+                (PIXELS / pixels.max(1)).clamp(1, most.max(1))
+            }
+            _ => 1,
         }
     }
 
@@ -138,9 +153,11 @@ impl EvalOp for FConv {
         let weights = self.packed(values(&inputs[1])?, picture.channels);
         let bias = values(&inputs[2])?;
         let residual = if self.residual { Some(values(&inputs[3])?) } else { None };
+        let together = self.together(count, places.pixels());
         let each = |i: usize, y: &mut [f32]| {
-            let x = (&x[i * length..][..length], picture);
-            let residual = residual.map(|r| &r[i * out..][..out]);
+            let some = y.len() / out;
+            let x = (&x[i * together * length..][..some * length], picture.times(some));
+            let residual = residual.map(|r| &r[i * together * out..][..y.len()]);
             match self.kind {
                 Kind::Dense => {
                     let finish = dense::Finish {
@@ -164,10 +181,14 @@ impl EvalOp for FConv {
         let mut shape: TVec<usize> = split(inputs[0].shape())?.0.into();
         shape.extend([places.height, places.width, self.out]);
         let y = filled(&shape, |y| {
-            if count == 1 {
+            if out == 0 || y.is_empty() {
+                return Ok(());
+            }
+            if count <= together {
                 each(0, y);
-            } else if out > 0 {
-                y.par_chunks_exact_mut(out).enumerate().for_each(|(i, y)| each(i, y));
+            } else {
+                let parts = y.par_chunks_mut(together * out).enumerate();
+                parts.for_each(|(i, y)| each(i, y));
             }
             Ok(())
         })?;

@@ -22,6 +22,15 @@ impl Picture {
         self.pixels() * self.channels
     }
 
+    /// So many of its form as one, each below the other.
+    #[must_use]
+    pub fn times(self, count: usize) -> Self {
+        Self {
+            height: self.height * count,
+            ..self
+        }
+    }
+
     /// Whether it has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

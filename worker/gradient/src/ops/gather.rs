@@ -22,6 +22,11 @@ impl GatherGrad {
         }
     }
 
+    /// The number of rows, where rows of a table were read.
+    pub fn table(&self) -> Option<usize> {
+        (self.axis == 0).then_some(self.length)
+    }
+
     fn shape_of<D: Clone>(&self, g: &[D], length: D) -> TVec<D> {
         let (front, back) = (&g[..self.axis], &g[self.axis + self.index_rank..]);
         front
@@ -44,22 +49,28 @@ impl Kernel for GatherGrad {
         let indices = inputs[1].cast_to::<i64>()?;
         let indices = values::<i64>(&indices)?;
         let g = values::<T>(&inputs[0])?;
-        let length = self.length as i64;
         filled::<T>(&shape, |dx| {
             if row == 0 || indices.is_empty() {
                 return Ok(());
             }
             for (dx, g) in dx.chunks_mut(self.length * row).zip(g.chunks(indices.len() * row)) {
                 for (index, g) in indices.iter().zip(g.chunks(row)) {
-                    let at = if *index < 0 { index + length } else { *index };
-                    ensure!((0..length).contains(&at), "index {index} is outside of 0..{length}");
-                    let dx = &mut dx[at as usize * row..][..row];
+                    let Some(at) = inside(*index, self.length) else {
+                        bail!("index {index} is outside of 0..{}", self.length);
+                    };
+                    let dx = &mut dx[at * row..][..row];
                     dx.iter_mut().zip(g).for_each(|(dx, g)| *dx += *g);
                 }
             }
             Ok(())
         })
     }
+}
+
+/// The place that an index names, which counts from the end where it is negative.
+pub fn inside(index: i64, length: usize) -> Option<usize> {
+    let at = if index < 0 { index + length as i64 } else { index };
+    usize::try_from(at).ok().filter(|at| *at < length)
 }
 
 operator!(GatherGrad, "GatherGrad");

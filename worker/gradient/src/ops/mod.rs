@@ -2,7 +2,7 @@
 //! memory, or for which the engine has none. Each works on f32 and f64, so that its rule can be checked in f64.
 
 mod depthwise;
-mod gather;
+pub mod gather;
 mod kernel;
 mod norm;
 mod pointwise;
