@@ -2,7 +2,7 @@
 //! what lies before it is frozen. It decides where the cut is; it trains nothing.
 
 use super::check::{ExternalFiles, parse_model};
-use super::graph::{Feed, Graph, shape_of, shapes};
+use super::graph::{Feed, shape_of, shapes};
 use super::names::{Wiring, prefix_graph, set_nodes_apart};
 use super::{build, pb};
 use crate::error::{
@@ -221,8 +221,8 @@ impl Base {
             let shape = shape_of(&build::cut_model(&backbone, kind, tensors)?, tensors)?;
             backbone.by_token = is_by_token(&shape, text.max_tokens);
         }
-        let typed = Graph::build(&build::features_model(&backbone, input, tensors)?, None, tensors)?;
-        backbone.width = typed.outputs();
+        let shape = shape_of(&build::features_model(&backbone, input, tensors)?, tensors)?;
+        backbone.width = if shape.is_empty() { 0 } else { shape.iter().product() };
         if !(1..=MAX_FEATURES).contains(&backbone.width) {
             return Err(self.no_features(
                 &want,

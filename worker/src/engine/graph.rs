@@ -260,14 +260,13 @@ fn ready(
     tokens: Tokens,
     isa: Option<Isa>,
 ) -> Result<TypedModel> {
-    type_model(model, folder, inputs, rows, tokens)
+    type_model(model, folder, inputs, rows, tokens)?
+        .into_decluttered()
         .and_then(|typed| match isa {
-            Some(isa) => rewrite(&typed, isa)
-                .and_then(|typed| products(typed, isa))
-                .map_err(|e| refused(model, &e)),
+            Some(isa) => rewrite(&typed, isa).and_then(|typed| products(typed, isa)),
             None => Ok(typed),
-        })?
-        .into_optimized()
+        })
+        .and_then(TypedModel::into_optimized)
         .map_err(|e| refused(model, &e))
 }
 
@@ -339,17 +338,22 @@ fn type_model(
             .set_input_fact(i, InferenceFact::dt_shape(dtype, shape))
             .map_err(failed)?;
     }
-    inference
-        .into_typed()
-        .and_then(TypedModel::into_decluttered)
-        .map_err(failed)
+    inference.into_typed().map_err(failed)
 }
 
 /// The shape of the first output of `model` for one sample; empty where it cannot be told.
 pub fn shape_of(model: &pb::ModelProto, inputs: &[TensorSpec]) -> Result<Vec<usize>> {
+    let shape = |typed: &TypedModel| -> Result<Option<Vec<usize>>> {
+        let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
+        Ok(fact.shape.as_concrete().map(<[usize]>::to_vec))
+    };
     let typed = type_model(model, None, inputs, 1, Tokens::All(most_tokens(inputs)))?;
-    let fact = typed.output_fact(0).map_err(|e| refused(model, &e))?;
-    Ok(fact.shape.as_concrete().map(<[usize]>::to_vec).unwrap_or_default())
+    if let Some(shape) = shape(&typed)? {
+        return Ok(shape);
+    }
+    // Simplifying takes most of the time, and tells the shape of a graph that computes it.
+    let simple = typed.into_decluttered().map_err(|e| refused(model, &e))?;
+    Ok(shape(&simple)?.unwrap_or_default())
 }
 
 /// Whether the engine has an operator of this name.
