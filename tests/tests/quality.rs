@@ -6,7 +6,9 @@
 use fleetune_tests::images::release_binaries;
 use fleetune_tests::lab::paths::{Paths, tree};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 /// Epochs of the deeper methods.
@@ -74,7 +76,33 @@ fn real_models_train_by_each_method() {
             // Adapters are a small part of a version, whatever they are adapters of.
             assert!(row.method != "Lora" || row.own_bytes * 20 <= row.bytes, "{row:?}");
         }
+        if suite == "shirts" {
+            stays_inside_its_memory(&worker, &out.path().join(suite));
+        }
     }
+}
+
+/// The job of `folder` with method Full in less memory than its activations take: it computes them again, and its process
+/// never has more than it was given.
+fn stays_inside_its_memory(worker: &Path, folder: &Path) {
+    const LIMIT_MIB: u64 = 435;
+    let job = std::fs::read_to_string(folder.join("Full.json")).unwrap();
+    let mut job: Value = serde_json::from_str(&job).unwrap();
+    job["spec"]["train"]["epochs"] = json!(1);
+    job["spec"]["worker"] = json!({ "resources": { "limits": { "memory": format!("{LIMIT_MIB}Mi") } } });
+    let tight = folder.join("tight.json");
+    std::fs::write(&tight, job.to_string()).unwrap();
+    let mut command = Command::new(worker);
+    command.args(["finetune", "--local", "-f"]).arg(&tight);
+    command.arg("--out").arg(folder.join("tight"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let lines = || said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let line = |message: &str| lines().find(|line| line["message"] == message);
+    assert!(line("activations are computed again").is_some(), "{said}");
+    let peak = line("trained").and_then(|line| line["peak_bytes"].as_u64()).unwrap();
+    assert!((1..=LIMIT_MIB << 20).contains(&peak), "{peak} bytes of {LIMIT_MIB} MiB");
 }
 
 fn judge(row: &Row) {

@@ -2,6 +2,7 @@
 //! tensors and the loss. It knows no operator; the registry does.
 
 use crate::prelude::*;
+use crate::recompute::{Activations, Segments};
 use crate::registry;
 use crate::site::Site;
 use std::collections::HashMap;
@@ -18,8 +19,25 @@ use tract_onnx::tract_core::model::order::eval_order_for_nodes;
 /// [`Refusal::UnsupportedOperator`] for the first node, from the loss backwards, that a gradient would have to pass and
 /// that has no rule. Nothing is guessed.
 pub fn differentiate(model: &mut TypedModel, loss: OutletId, wrt: &[OutletId]) -> Result<Vec<OutletId>, Refusal> {
+    differentiate_with(model, loss, wrt, Activations::Kept)
+}
+
+/// As [`differentiate`], with `activations` kept or computed again.
+///
+/// # Errors
+/// As [`differentiate`].
+pub fn differentiate_with(
+    model: &mut TypedModel,
+    loss: OutletId,
+    wrt: &[OutletId],
+    activations: Activations,
+) -> Result<Vec<OutletId>, Refusal> {
     let order = eval_order_for_nodes(model.nodes(), &[], &[loss.node], &[])?;
     let active = active_nodes(model, &order, wrt)?;
+    let mut segments = match activations {
+        Activations::Kept => Segments::default(),
+        Activations::Recomputed => Segments::new(model, &order, &active, wrt)?,
+    };
     let mut gradients = Accumulator::default();
     let one = ones_like(model, loss)?;
     gradients.add(model, loss, one)?;
@@ -43,9 +61,9 @@ pub fn differentiate(model: &mut TypedModel, loss: OutletId, wrt: &[OutletId]) -
             ));
         }
         let rule = registry::rule(&node)?;
-        let inputs = node.inputs.clone();
-        let parts = rule(&mut Site::new(model, node, wanted), g)?;
-        for (input, part) in inputs.into_iter().zip(parts) {
+        let read = segments.node(model, id, g)?;
+        let parts = rule(&mut Site::new(model, read, wanted), g)?;
+        for (input, part) in node.inputs.into_iter().zip(parts) {
             if let Some(part) = part {
                 gradients.add(model, input, part)?;
             }

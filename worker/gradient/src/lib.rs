@@ -26,6 +26,7 @@ pub mod params;
 pub mod philox;
 mod prelude;
 pub mod profile;
+pub mod recompute;
 pub mod registry;
 pub mod rules;
 pub mod schedule;
@@ -37,5 +38,6 @@ pub use backward::differentiate;
 pub use error::Refusal;
 pub use losses::Loss;
 pub use model::{Differentiable, Input, Outcome};
+pub use recompute::Activations;
 /// ONNX as protocol buffer messages.
 pub use tract_onnx::pb;

@@ -71,7 +71,8 @@ pub fn estimate(plan: &TypedRunnableModel) -> Result<Estimate, Refusal> {
     Ok(found)
 }
 
-fn node_bytes(model: &TypedModel, id: usize) -> Result<u64, Refusal> {
+/// Bytes of all that a node gives.
+pub(crate) fn node_bytes(model: &TypedModel, id: usize) -> Result<u64, Refusal> {
     let node = model.node(id);
     node.outputs
         .iter()

@@ -1,7 +1,7 @@
 //! A model that can be trained: an ONNX graph of which some weights are inputs, joined by its loss and its gradient into
 //! one plan of the engine.
 
-use crate::backward::differentiate;
+use crate::backward::differentiate_with;
 use crate::batch_norm;
 use crate::error::Refusal;
 use crate::losses::Loss;
@@ -10,16 +10,17 @@ use crate::nhwc::{self, Isa};
 use crate::onnx;
 use crate::ops::gather::{self, GatherGrad};
 use crate::profile::{Part, profile};
+use crate::recompute::Activations;
 use crate::slope::Slope;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_onnx::pb;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModelExt, IntoTValue, OutletId, TValue, TVec, Tensor, TypedModel,
+    DatumType, InferenceFact, InferenceModelExt, IntoTValue, OutletId, RunOptions, TValue, TVec, Tensor, TypedModel,
     TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_core::internal::{
-    AxisOp, Cost, DatumExt, DimLike, IntoRunnable, IntoTensor, SpecialOps, TDim, ToDim, TractError,
+    AxisOp, Cost, DatumExt, DimLike, IntoTensor, SpecialOps, TDim, ToDim, TractError,
 };
 use tract_onnx::tract_hir::infer::Factoid;
 
@@ -52,6 +53,15 @@ impl Outcome {
     }
 }
 
+/// A gradient that the plan gives.
+struct Given {
+    /// Number of the trained weight.
+    weight: usize,
+    /// The length of a table of which the plan gives the rows that were read, then their numbers, instead of the whole
+    /// gradient.
+    table: Option<usize>,
+}
+
 /// A model for one batch size. Runs may go on in many threads at once: each has a state of its own.
 pub struct Differentiable {
     step: Arc<TypedRunnableModel>,
@@ -60,9 +70,8 @@ pub struct Differentiable {
     samples: usize,
     classes: usize,
     reuse: f64,
-    /// For each trained weight, whether the plan gives the rows that were read of it and their numbers, instead of its
-    /// whole gradient.
-    tables: Vec<Option<usize>>,
+    /// What the plan gives after loss and logits, in its order.
+    gradients: Vec<Given>,
 }
 
 impl Differentiable {
@@ -82,6 +91,21 @@ impl Differentiable {
         trained: &[String],
         loss: Loss,
     ) -> Result<Self, Refusal> {
+        Self::build_with(model, inputs, output, trained, loss, Activations::Kept)
+    }
+
+    /// As [`build`](Self::build), with `activations` kept or computed again: less memory and more time.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_with(
+        model: &pb::ModelProto,
+        inputs: &[Input],
+        output: &str,
+        trained: &[String],
+        loss: Loss,
+        activations: Activations,
+    ) -> Result<Self, Refusal> {
         let (mut typed, logits) = load(model, inputs, output, trained)?;
         let shape = typed
             .outlet_fact(logits)?
@@ -97,7 +121,7 @@ impl Differentiable {
             });
         };
         let multiplications = multiplications(&typed)?;
-        let forward = runnable(typed.clone())?;
+        let forward = runnable(typed.clone(), &RunOptions::default())?;
 
         let weights: Vec<OutletId> = typed.input_outlets()?[inputs.len()..].to_vec();
         let mut values = 0;
@@ -107,10 +131,14 @@ impl Differentiable {
         let target = typed.add_source("target", f32::fact([samples, classes]))?;
         let rows = typed.add_source("row_weights", f32::fact([samples]))?;
         let total = loss.wire(&mut typed, logits, target, rows)?;
-        let gradients = differentiate(&mut typed, total, &weights)?;
+        let gradients = differentiate_with(&mut typed, total, &weights, activations)?;
         let mut outputs = vec![total, logits];
-        let mut tables = Vec::with_capacity(gradients.len());
-        for gradient in gradients {
+        let mut given = Vec::with_capacity(gradients.len());
+        let mut walk: Vec<(usize, OutletId)> = gradients.into_iter().enumerate().collect();
+        // The plan computes its outputs one after the other: each gradient as soon as the backward pass has come so far,
+        // so that what it is computed from need not stay.
+        walk.sort_by_key(|(_, gradient)| gradient.node);
+        for (weight, gradient) in walk {
             // The gradient of a table of words is as large as the table, and almost all of it is 0.
             let node = typed.node(gradient.node);
             let table = node.op_as::<GatherGrad>().and_then(GatherGrad::table);
@@ -118,10 +146,14 @@ impl Differentiable {
                 Some(_) => outputs.extend(node.inputs.iter().copied()),
                 None => outputs.push(gradient),
             }
-            tables.push(table);
+            given.push(Given { weight, table });
         }
         typed.select_output_outlets(&outputs)?;
-        let step = runnable(typed)?;
+        let in_order = RunOptions {
+            skip_order_opt_ram: true,
+            ..RunOptions::default()
+        };
+        let step = runnable(typed, &in_order)?;
         let estimate = memory::estimate(&step)?;
         Ok(Self {
             step,
@@ -129,7 +161,7 @@ impl Differentiable {
             estimate,
             samples,
             classes,
-            tables,
+            gradients: given,
             reuse: multiplications / values.max(1) as f64 / samples.max(1) as f64,
         })
     }
@@ -169,22 +201,24 @@ impl Differentiable {
         let (Some(loss), Some(logits)) = (outputs.next(), outputs.next()) else {
             return Err(Refusal::Unsound("the step gave no loss".to_owned()));
         };
-        let mut gradients = Vec::with_capacity(self.tables.len());
-        for table in &self.tables {
+        let mut gradients = Vec::with_capacity(self.gradients.len());
+        for Given { weight, table } in &self.gradients {
             let values = outputs.next().map(TValue::into_tensor);
             let values = values.ok_or_else(|| Refusal::Unsound("the step gave too few gradients".to_owned()))?;
-            gradients.push(match table {
+            let slope = match table {
                 None => Slope::Whole(values),
                 Some(length) => Slope::Rows {
                     numbers: numbers(outputs.next(), *length)?,
                     values,
                 },
-            });
+            };
+            gradients.push((weight, slope));
         }
+        gradients.sort_by_key(|(weight, _)| **weight);
         Ok(Outcome {
             loss: loss.cast_to_scalar::<f32>()?,
             logits: logits.into_tensor(),
-            gradients,
+            gradients: gradients.into_iter().map(|(_, slope)| slope).collect(),
         })
     }
 
@@ -215,12 +249,12 @@ fn run<'t>(
     plan.run(given).map_err(Refusal::engine("running a step"))
 }
 
-fn runnable(model: TypedModel) -> Result<Arc<TypedRunnableModel>, Refusal> {
+fn runnable(model: TypedModel, options: &RunOptions) -> Result<Arc<TypedRunnableModel>, Refusal> {
     model
         .into_decluttered()
         .and_then(|model| nhwc::products(model, Isa::native()))
         .and_then(TypedModel::into_optimized)
-        .and_then(TypedModel::into_runnable)
+        .and_then(|model| model.into_runnable_with_options(options))
         .map_err(Refusal::engine("preparing the graph"))
 }
 

@@ -11,7 +11,7 @@ use fleetune_gradient::memory::Estimate;
 use fleetune_gradient::params::Param;
 use fleetune_gradient::philox::{Place, Purpose, Stream};
 use fleetune_gradient::trainer::{Gradient, Shard};
-use fleetune_gradient::{Differentiable, Loss};
+use fleetune_gradient::{Activations, Differentiable, Loss};
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 
@@ -60,7 +60,7 @@ pub fn split(
     tunable: &Tunable,
     tensors: &[TensorSpec],
     loss: Loss,
-    shard: usize,
+    (shard, activations): (usize, Activations),
     (dropout, seed): (f64, u64),
 ) -> Result<(Frozen, Step)> {
     let graph = tunable.model.graph.clone().unwrap_or_default();
@@ -84,7 +84,8 @@ pub fn split(
         graph: Some(parts.trained),
         ..tunable.model.clone()
     };
-    let model = Differentiable::build(&model, &inputs, tunable.logits(), &tunable.trained, loss).map_err(refused)?;
+    let (logits, trained) = (tunable.logits(), &tunable.trained);
+    let model = Differentiable::build_with(&model, &inputs, logits, trained, loss, activations).map_err(refused)?;
     let step = Step {
         model,
         masks: tunable.masks().to_vec(),

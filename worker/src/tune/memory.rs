@@ -8,8 +8,11 @@ use crate::selftest::resident_memory;
 use fleetune_crds::common::Bytes;
 use fleetune_gradient::memory::Estimate;
 
-/// Share of what is left that stays free: the allocator's waste, and what grows while training.
+/// Share of what is left that stays free for what else grows.
 const RESERVE: f64 = 0.1;
+/// What the allocator wastes, and kernels take for themselves, as a share of what the shards take. Measured with two shards
+/// at once: 0.39 for EfficientNet-Lite0 at 224², 0.18 for Fracast.
+const WASTE: f64 = 0.4;
 
 /// What a training is made of, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +57,8 @@ pub fn plan(parts: &Parts, budget: u64, threads: usize) -> Result<Plan> {
     // The weights, the best epoch's, the sum of a step's gradients, and the moments. The two plans, with gradient and
     // without, each hold the frozen weights.
     let fixed = parts.weights * (3 + parts.moments) + 2 * parts.step.constants + parts.step.inputs;
-    let takes = |at_once: usize, rows: u64| fixed + parts.step.peak * at_once as u64 + rows;
+    let shard = (parts.step.peak as f64 * (1.0 + WASTE)) as u64;
+    let takes = |at_once: usize, rows: u64| fixed + shard * at_once as u64 + rows;
     let least = takes(1, 0);
     if least > budget {
         return Err(WorkerError::bad(
@@ -99,22 +103,22 @@ mod tests {
 
     #[test]
     fn shards_give_way_before_kept_rows_do() {
-        // 20 * 5 + 2 * 10 + 5 = 125, and 100 a shard.
+        // 20 * 5 + 2 * 10 + 5 = 125, and 140 a shard.
         let of = |budget, rows| plan(&parts(rows), budget, 4).unwrap();
         let got = of(10_000, Some(1000));
-        assert_eq!((got.at_once, got.keep, got.needed), (4, true, 1525));
-        let got = of(600, Some(1000));
-        assert_eq!((got.at_once, got.keep, got.needed), (4, false, 525));
-        let got = of(330, Some(1));
-        assert_eq!((got.at_once, got.keep, got.needed), (2, true, 326));
+        assert_eq!((got.at_once, got.keep, got.needed), (4, true, 1685));
+        let got = of(700, Some(1000));
+        assert_eq!((got.at_once, got.keep, got.needed), (4, false, 685));
+        let got = of(410, Some(1));
+        assert_eq!((got.at_once, got.keep, got.needed), (2, true, 406));
         let got = of(10_000, None);
         assert_eq!((got.at_once, got.keep), (4, false));
-        assert_eq!(of(225, None).at_once, 1);
+        assert_eq!(of(265, None).at_once, 1);
     }
 
     #[test]
     fn too_little_memory_is_refused_and_says_what_helps() {
-        let refused = plan(&parts(None), 224, 4).unwrap_err();
+        let refused = plan(&parts(None), 264, 4).unwrap_err();
         assert_eq!(refused.reason(), MEMORY_TOO_SMALL);
         assert!(refused.message().contains("limits.memory"), "{refused}");
     }

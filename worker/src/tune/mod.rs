@@ -7,35 +7,37 @@
 
 pub mod checkpoint;
 mod memory;
+mod ready;
 mod rows;
 pub mod shard;
 mod vary;
 
-use crate::config::{Job, MethodRule, TrainRule};
+use crate::config::{Job, TrainRule};
 use crate::data::{DataSet, Part};
 use crate::engine::base::Backbone;
-use crate::engine::step::{Frozen, Step, split};
+use crate::engine::step::Step;
 use crate::engine::tunable::Tunable;
-use crate::error::{INVALID_JOB, Result, TRAINING_DIVERGED, UNSUPPORTED_OPERATOR, WorkerError};
+use crate::error::{INVALID_JOB, MEMORY_TOO_SMALL, Result, TRAINING_DIVERGED, WorkerError};
 use crate::features::{prepare, targets};
 use crate::pipeline::{Preparer, TensorSpec};
 use crate::progress::Tracker;
+use crate::selftest::peak_memory;
 use crate::train::{Best, Epoch, Fitted, Parts, Targets, loss, metrics, row_weights};
 use checkpoint::{Notes, Store};
-use fleetune_crds::{Loss, OptimizerName};
+use fleetune_crds::OptimizerName;
+use fleetune_gradient::Activations;
 use fleetune_gradient::optim::{Adam, Rule};
 use fleetune_gradient::params::Param;
 use fleetune_gradient::trainer::{self, Gradient, Gradients, Plan, Shard, StepError, Trainer};
 use ndarray::Array2;
 use rayon::prelude::*;
+use ready::{ready, tunable, with_methods};
 use rows::Rows;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub use vary::vary;
 
-/// Layers that are tried when an error says how many could be trained.
-const MAX_TRIED: usize = 32;
 /// Time between two checkpoints.
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
@@ -84,7 +86,8 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     let (job, data, tracker) = (setup.job, setup.data, setup.tracker);
     let rule = &job.train;
     let tunable = tunable(setup, first, rule).map_err(|e| with_methods(setup, first, e))?;
-    let (frozen, step) = ready(setup, &tunable).map_err(|e| with_methods(setup, first, e))?;
+    let ready = |activations| ready(setup, &tunable, activations).map_err(|e| with_methods(setup, first, e));
+    let (frozen, step) = ready(Activations::Kept)?;
     if rule.augment.is_some_and(|a| a.copies.is_none()) && frozen.has_weights() {
         return Err(WorkerError::bad(
             INVALID_JOB,
@@ -98,7 +101,16 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     let rows = |part_of, augment| Rows::new(&frozen, setup.preparer, part(part_of), augment, rule.seed, tokens);
     let mut train = rows(Part::Train, rule.augment);
     let mut validation = rows(Part::Validation, None);
-    let plan = plan(setup, &step, &params, [&train, &validation])?;
+    let planned = |step: &Step| plan(setup, step, &params, [&train, &validation]);
+    let (step, plan) = match planned(&step) {
+        Err(error) if error.reason() == MEMORY_TOO_SMALL => {
+            tracing::warn!(cause = error.message(), "activations are computed again");
+            let step = ready(Activations::Recomputed)?.1;
+            let plan = planned(&step)?;
+            (step, plan)
+        }
+        planned => (step, planned?),
+    };
     if plan.keep {
         tracker.stage("features", (train.len() + validation.len()) as u64);
         train.keep(tracker)?;
@@ -116,6 +128,7 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
         validation,
     };
     let (params, history, best) = run.train(&tunable, params, first, plan.at_once)?;
+    tracing::info!(peak_bytes = peak_memory(), "trained");
     let (backbone, head, moved) = tunable.with(&params)?;
     Ok(Tuned {
         answers: run.answers(&params, compared)?,
@@ -125,62 +138,6 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
         history,
         best,
     })
-}
-
-/// Both parts of the model. One that only takes a single sample is trained a sample at a time.
-fn ready(setup: &Setup<'_>, tunable: &Tunable) -> Result<(Frozen, Step)> {
-    let rule = &setup.job.train;
-    let of = |rows| {
-        split(
-            tunable,
-            tensors(setup),
-            gradient_loss(rule),
-            rows,
-            (rule.dropout, rule.seed),
-        )
-    };
-    let fewest = shard::fewest(rule.batch_size);
-    let error = match of(fewest) {
-        Ok(ready) => {
-            let rows = shard::rows(rule.batch_size, ready.1.reuse());
-            return if rows == fewest { Ok(ready) } else { of(rows) };
-        }
-        Err(error) if fewest == 1 => return Err(error),
-        Err(error) => error,
-    };
-    let ready = of(1).map_err(|_| error.clone())?;
-    tracing::warn!(cause = error.message(), "the model takes one sample at a time");
-    Ok(ready)
-}
-
-/// How many of the last layers could be trained.
-fn most_layers(setup: &Setup<'_>, first: &Fitted) -> usize {
-    let mut found = (0, 0);
-    for count in 1..=MAX_TRIED {
-        let rule = TrainRule {
-            method: MethodRule::LastLayers(count),
-            ..setup.job.train.clone()
-        };
-        let Ok(tunable) = tunable(setup, first, &rule) else {
-            break;
-        };
-        let more = tunable.trained.len() > found.1;
-        if !more || split(&tunable, tensors(setup), gradient_loss(&rule), 1, (0.0, 0)).is_err() {
-            break;
-        }
-        found = (count, tunable.trained.len());
-    }
-    found.0
-}
-
-fn tunable(setup: &Setup<'_>, first: &Fitted, rule: &TrainRule) -> Result<Tunable> {
-    let input = &setup.job.spec.input;
-    Tunable::of(setup.backbone, input, tensors(setup), first.parts(), rule)
-}
-
-/// What a sample is given to the graph as.
-fn tensors<'a>(setup: &'a Setup<'_>) -> &'a [TensorSpec] {
-    &setup.tensors
 }
 
 /// The graph's inputs for the training and validation rows of `data`: where a text may be of `any` length, of the length
@@ -200,21 +157,6 @@ pub fn inputs(preparer: &Preparer, data: &DataSet, any: bool) -> Result<Vec<Tens
         }
     }
     Ok(inputs)
-}
-
-/// An error with the methods that would work, where an operator is in the way.
-fn with_methods(setup: &Setup<'_>, first: &Fitted, error: WorkerError) -> WorkerError {
-    if error.reason() != UNSUPPORTED_OPERATOR {
-        return error;
-    }
-    let works = match most_layers(setup, first) {
-        0 => "Head".to_owned(),
-        n => format!("Head, and LastLayers with a lastLayers.count of at most {n}"),
-    };
-    WorkerError::bad(
-        UNSUPPORTED_OPERATOR,
-        format!("{}; methods that work with this base model: {works}", error.message()),
-    )
 }
 
 fn plan(setup: &Setup<'_>, step: &Step, params: &[Param], rows: [&Rows<'_>; 2]) -> Result<memory::Plan> {
@@ -246,19 +188,6 @@ fn plan(setup: &Setup<'_>, step: &Step, params: &[Param], rows: [&Rows<'_>; 2]) 
         "memory planned"
     );
     Ok(plan)
-}
-
-fn gradient_loss(rule: &TrainRule) -> fleetune_gradient::Loss {
-    use fleetune_gradient::Loss as L;
-    match rule.loss {
-        Loss::CrossEntropy => L::CrossEntropy,
-        Loss::BinaryCrossEntropy => L::BinaryCrossEntropy,
-        Loss::MeanSquaredError => L::MeanSquaredError,
-        Loss::MeanAbsoluteError => L::MeanAbsoluteError,
-        Loss::Huber => L::Huber {
-            delta: rule.huber_delta as f32,
-        },
-    }
 }
 
 fn optimizer(rule: &TrainRule) -> Rule {

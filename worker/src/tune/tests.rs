@@ -8,6 +8,7 @@ use crate::engine::testing::{attention_model, conv_model, encoded, model, noise,
 use crate::engine::{Graph, pb};
 use crate::error::{
     CHECKPOINT_MISMATCH, LORA_NOT_POSSIBLE, LORA_TARGET_NOT_FOUND, MEMORY_TOO_SMALL, NOT_FINITE, NOTHING_TO_TRAIN,
+    UNSUPPORTED_OPERATOR,
 };
 use crate::finetune::{Checkpoints, Fetched, build};
 use crate::version::{BACKBONE, MODEL, TUNED, Version, folder_bytes};

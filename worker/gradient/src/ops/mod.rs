@@ -1,6 +1,7 @@
 //! Operators of our own that rules need: those whose gradient in the engine's operators would take several passes over
 //! memory, or for which the engine has none. Each works on f32 and f64, so that its rule can be checked in f64.
 
+mod again;
 mod depthwise;
 pub mod gather;
 mod kernel;
@@ -13,6 +14,7 @@ mod share;
 mod unfold;
 mod window;
 
+pub use again::Again;
 pub use depthwise::{DepthwiseGradInput, DepthwiseGradKernel};
 pub use gather::GatherGrad;
 pub use norm::RmsNormGrad;
