@@ -499,6 +499,8 @@ fn activations_that_are_computed_again_take_less_memory() {
     let sixteen: Vec<String> = (0..16).map(|i| format!("w{i}")).collect();
     let cases = [
         (deep(16), vec![64, 16], "sum15", sixteen),
+        // One gradient, at the end of the way back: no segment may be computed again before the way has come to it.
+        (deep(16), vec![64, 16], "sum15", names(&["w0"])),
         (mlp(), vec![4, 6], "logits", names(TRAINED)),
         (
             residual(),
@@ -523,9 +525,15 @@ fn activations_that_are_computed_again_take_less_memory() {
         for (want, have) in want.whole(&weights).iter().zip(have.whole(&weights)) {
             want.close_enough(&have, true).unwrap();
         }
-        if trained.len() == 16 {
+        if trained.len() == 1 {
+            assert!(again.memory().peak < kept.memory().peak);
+        } else if output == "sum15" {
             let (kept, again) = (kept.memory().peak, again.memory().peak);
-            assert!(again * 5 < kept * 3, "{again} bytes instead of {kept}");
+            assert!(
+                again * 5 < kept * 3,
+                "{again} bytes instead of {kept}, {} weights",
+                trained.len()
+            );
         }
     }
 }
