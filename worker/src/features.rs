@@ -7,7 +7,7 @@ use crate::engine::Graph;
 use crate::error::{INTERNAL, NOT_FINITE, Result, WorkerError};
 use crate::pipeline::{MAX_ENCODED_BYTES, Prepared, Preparer, Raw};
 use crate::progress::Tracker;
-use crate::train::{Set, Targets, matrix};
+use crate::train::Targets;
 use crate::tune::vary;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -22,17 +22,15 @@ pub fn prepare(preparer: &Preparer, row: &Row) -> Result<Prepared> {
     .map_err(|e| e.at(&row.key))
 }
 
-/// The features and targets of some rows and of the kept variants that `augment` asks for: those of variant c of row r
-/// are at c · rows + r, and variant 0 is the row itself.
+/// The features of some rows and of the kept variants that `augment` asks for, in the order of [`with_variants`].
 pub fn extract(
     graph: &Graph,
     preparer: &Preparer,
     rows: &[&Row],
     augment: Option<(&AugmentRule, u64)>,
     tracker: &Tracker,
-) -> Result<Set> {
-    let copies = variants(augment.map(|(rule, _)| rule));
-    let all: Vec<&Row> = rows.iter().copied().cycle().take(rows.len() * (1 + copies)).collect();
+) -> Result<Vec<Vec<f32>>> {
+    let all = with_variants(rows, augment.map(|(rule, _)| rule));
     let one = |(i, row): (usize, &&Row)| -> Result<Vec<f32>> {
         let mut sample = prepare(preparer, row)?;
         let (copy, number) = ((i / rows.len()) as u32, (i % rows.len()) as u32);
@@ -43,16 +41,17 @@ pub fn extract(
         tracker.add(1);
         finite(features, row)
     };
-    let features = if graph.rows() == 1 {
-        let each: Vec<Result<Vec<f32>>> = all.par_iter().enumerate().map(one).collect();
-        each.into_iter().collect::<Result<_>>()?
-    } else {
-        together(graph, preparer, &all, tracker)?
-    };
-    Ok(Set {
-        x: matrix(features, graph.outputs())?,
-        y: targets(&all)?,
-    })
+    if graph.rows() > 1 {
+        return together(graph, preparer, &all, tracker);
+    }
+    let each: Vec<Result<Vec<f32>>> = all.par_iter().enumerate().map(one).collect();
+    each.into_iter().collect()
+}
+
+/// The rows and their kept variants: variant c of row r is at c · rows + r, and variant 0 is the row itself.
+pub fn with_variants<'a>(rows: &[&'a Row], augment: Option<&AugmentRule>) -> Vec<&'a Row> {
+    let all = rows.len() * (1 + variants(augment));
+    rows.iter().copied().cycle().take(all).collect()
 }
 
 /// Variants of each row that are kept beside it.

@@ -3,14 +3,16 @@
 //! pod it pushes the candidate by digest; it judges nothing and signs nothing.
 
 mod frozen;
+mod sets;
 
+use crate::cache::Cache;
 use crate::config::{Job, MAX_MODEL_BYTES, MethodRule};
 use crate::data::{self, DataSet, Part, Row};
-use crate::engine::{Backbone, Base, Graph, build, pb};
+use crate::engine::{Backbone, Base, build, pb};
 use crate::error::{
     DATA_TOO_LARGE, EXPORT_MISMATCH, INTERNAL, MODEL_TOO_LARGE, Result, TOKENIZER_TOO_LARGE, WorkerError,
 };
-use crate::features::{extract, prepare, variants};
+use crate::features::prepare;
 use crate::lineage::Lineage;
 use crate::pipeline::{MAX_TOKENIZER_BYTES, Pipeline, Preparer, TOKENIZER, TensorSpec, json};
 use crate::progress::Tracker;
@@ -105,8 +107,10 @@ pub struct Built {
     pub best_epoch: u32,
 }
 
-/// How a training keeps checkpoints.
+/// What of a training outlives its process.
 pub struct Checkpoints<'a> {
+    /// Where what the frozen part gives is kept.
+    pub cache: Option<Cache>,
     /// The folder that they lie under.
     pub dir: &'a Path,
     /// Time between two.
@@ -119,9 +123,18 @@ impl<'a> Checkpoints<'a> {
     /// Checkpoints under `dir`, as often as is usual.
     pub fn under(dir: &'a Path) -> Self {
         Self {
+            cache: None,
             dir,
             every: tune::CHECKPOINT_EVERY,
             go_on: &|_| true,
+        }
+    }
+
+    /// The same, and what the frozen part gives, on a volume that outlives the job.
+    pub fn on_claim(claim: &'a Path) -> Self {
+        Self {
+            cache: Some(Cache::in_folder(&claim.join("features"))),
+            ..Self::under(claim)
         }
     }
 }
@@ -157,7 +170,8 @@ pub fn build(
         manifest = %data.manifest,
         "data ready"
     );
-    let sets = features(&graph, job, &preparer, &data, tracker)?;
+    let frozen = (&graph, backbone.features.as_str());
+    let sets = sets::of(job, frozen, &preparer, &data, checkpoints.cache.as_ref(), tracker)?;
     let tensors = tune::inputs(&preparer, &data, graph.takes_any_length())?;
     drop(graph);
     let trained = train(job, &backbone, (&preparer, tensors), &data, sets, checkpoints, tracker)?;
@@ -221,6 +235,7 @@ fn train(
         tensors,
         data,
         outputs: outputs(job, data),
+        cache: checkpoints.cache.as_ref(),
         work: checkpoints.dir,
         every: checkpoints.every,
         go_on: checkpoints.go_on,
@@ -250,20 +265,6 @@ fn tokenizer(fetched: &Fetched) -> Result<Option<Vec<u8>>> {
         ));
     }
     std::fs::read(path).map(Some).map_err(io)
-}
-
-fn features(graph: &Graph, job: &Job, preparer: &Preparer, data: &DataSet, tracker: &Tracker) -> Result<(Set, Set)> {
-    // The test rows are not looked at here: `validate` reads them, once.
-    let rows = |part| data.part(part).collect::<Vec<&Row>>();
-    let (train, validation) = (rows(Part::Train), rows(Part::Validation));
-    let augment = job.train.augment.as_ref();
-    let total = train.len() * (1 + variants(augment)) + validation.len();
-    tracker.stage("features", total as u64);
-    let augment = augment.map(|rule| (rule, job.train.seed));
-    Ok((
-        extract(graph, preparer, &train, augment, tracker)?,
-        extract(graph, preparer, &validation, None, tracker)?,
-    ))
 }
 
 fn outputs(job: &Job, data: &DataSet) -> usize {
@@ -361,13 +362,14 @@ pub async fn run_with(registry: &Registry, job: Job, tracker: Tracker) -> Result
         let (dir, tracker) = (dir, tracker.clone());
         // A claim outlives the pod; without one a new pod starts over.
         let claim = PathBuf::from(names::WORK_DIR);
-        let work = if claim.is_dir() {
-            claim
-        } else {
-            scratch.path().join("checkpoints")
-        };
+        let work = scratch.path().join("checkpoints");
         blocking(move || {
-            let built = build(&job, &fetched, &dir, &Checkpoints::under(&work), &tracker)?.0;
+            let checkpoints = if claim.is_dir() {
+                Checkpoints::on_claim(&claim)
+            } else {
+                Checkpoints::under(&work)
+            };
+            let built = build(&job, &fetched, &dir, &checkpoints, &tracker)?.0;
             Ok((built, dir))
         })
         .await?

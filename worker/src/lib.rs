@@ -2,6 +2,7 @@
 
 pub mod artifact;
 pub mod baseline;
+pub mod cache;
 pub mod cli;
 pub mod compare;
 pub mod config;

@@ -44,8 +44,9 @@ pub struct WorkerPod {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub tolerations: Vec<Toleration>,
-    /// PersistentVolumeClaim in the job's namespace, in which the `finetune` pod keeps its checkpoints: a pod that is tried
-    /// again goes on where the last one was. Default: none, and a new pod starts over.
+    /// PersistentVolumeClaim in the job's namespace, in which the `finetune` pod keeps its checkpoints and what the frozen
+    /// part gave: a pod that is tried again goes on where the last one was, and later jobs on the same data need not run that
+    /// part again. Default: none, and a new pod starts over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub volume_claim: Option<String>,

@@ -9,6 +9,7 @@ mod graph;
 mod lookup;
 mod names;
 mod refusal;
+pub mod row;
 pub mod step;
 pub mod tunable;
 

@@ -3,6 +3,7 @@
 use super::graph::{failed_run, prepared_tensors};
 use super::pb;
 use super::refusal::refused;
+use super::row::Row;
 use super::tunable::Tunable;
 use crate::error::{Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
@@ -15,26 +16,6 @@ use fleetune_gradient::{Activations, Differentiable, Loss};
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 
-/// The tensors of one sample at the border between the frozen part and the trained one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row(Vec<Tensor>);
-
-impl Row {
-    /// Bytes of its values.
-    pub fn bytes(&self) -> u64 {
-        self.0.iter().map(|t| (t.len() * t.datum_type().size_of()) as u64).sum()
-    }
-
-    /// Whether all its numbers are finite.
-    pub fn is_finite(&self) -> bool {
-        self.0.iter().all(|t| {
-            t.view()
-                .as_slice::<f32>()
-                .map_or(true, |values| values.iter().all(|v| v.is_finite()))
-        })
-    }
-}
-
 /// What depends on the sample and on no trained weight.
 pub struct Frozen {
     /// Gives the tensors of the cut; none where the trained part reads the sample itself.
@@ -45,6 +26,8 @@ pub struct Frozen {
     passes: Vec<usize>,
     /// Whether weights of the base model are in it.
     weights: bool,
+    /// Names of the tensors of the cut and of the sample that a row has.
+    names: Vec<String>,
 }
 
 /// What moves.
@@ -74,7 +57,7 @@ pub fn split(
         .filter(|name| tensors.iter().any(|t| t.name == **name));
     let names = parts.tensors.iter().chain(samples);
     let mut inputs: Vec<_> = names
-        .zip(&probe.0)
+        .zip(probe.tensors())
         .map(|(name, tensor)| input(name, tensor.datum_type(), tensor.shape(), shard))
         .collect();
     for (mask, width) in tunable.masks() {
@@ -143,12 +126,18 @@ impl Frozen {
             takes,
             passes: parts.inputs.iter().filter_map(|name| place(name)).collect(),
             weights,
+            names: parts.tensors.iter().chain(&parts.inputs).cloned().collect(),
         })
     }
 
     /// Whether weights of the base model are in it, so that running it anew for every step costs time.
     pub fn has_weights(&self) -> bool {
         self.weights
+    }
+
+    /// Names of the tensors of the cut, and of the sample's that are passed on: what a row is made of.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// The tensors of a sample.
@@ -183,7 +172,7 @@ impl Frozen {
                 ),
             ));
         }
-        Ok(Row(row))
+        Ok(Row::of(row))
     }
 }
 
@@ -239,10 +228,10 @@ impl Step {
 
     /// What a shard is given: the rows' tensors, then the masks, in the order of the cut.
     fn inputs(&self, rows: &[Arc<Row>], mask: impl Fn(usize, usize) -> Vec<f32>) -> Result<Vec<Arc<Tensor>>> {
-        let width = rows.first().map_or(0, |row| row.0.len());
+        let width = rows.first().map_or(0, |row| row.tensors().len());
         let mut inputs = Vec::with_capacity(width + self.masks.len());
         for i in 0..width {
-            let column: Vec<&Tensor> = rows.iter().filter_map(|row| row.0.get(i)).collect();
+            let column: Vec<&Tensor> = rows.iter().filter_map(|row| row.tensors().get(i)).collect();
             inputs.push(Arc::new(Tensor::stack_tensors(0, &column).map_err(failed_run)?));
         }
         for (i, (_, width)) in self.masks.iter().enumerate() {

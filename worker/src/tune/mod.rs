@@ -12,6 +12,7 @@ mod rows;
 pub mod shard;
 mod vary;
 
+use crate::cache::{Cache, Key};
 use crate::config::{Job, TrainRule};
 use crate::data::{DataSet, Part};
 use crate::engine::base::Backbone;
@@ -55,6 +56,8 @@ pub struct Setup<'a> {
     pub data: &'a DataSet,
     /// Number of outputs.
     pub outputs: usize,
+    /// Where what the frozen part gives is kept beyond this run.
+    pub cache: Option<&'a Cache>,
     /// Folder of the checkpoints.
     pub work: &'a std::path::Path,
     /// Time between two checkpoints.
@@ -113,8 +116,10 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     };
     if plan.keep {
         tracker.stage("features", (train.len() + validation.len()) as u64);
-        train.keep(tracker)?;
-        validation.keep(tracker)?;
+        for rows in [&mut train, &mut validation] {
+            let cache = cached(setup, rows)?;
+            rows.keep(cache.as_ref(), tracker)?;
+        }
     }
     let y = targets(&train.samples)?;
     let run = Run {
@@ -138,6 +143,19 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
         history,
         best,
     })
+}
+
+/// Where rows at the border are kept beyond this run, and their key.
+fn cached(setup: &Setup<'_>, rows: &Rows<'_>) -> Result<Option<(Cache, Key)>> {
+    let Some(cache) = setup.cache.filter(|_| rows.frozen.has_weights()) else {
+        return Ok(None);
+    };
+    let tokens = rows.tokens.to_string();
+    let border = rows.frozen.names().iter().map(String::as_str);
+    let cut: Vec<&str> = ["border", &tokens].into_iter().chain(border).collect();
+    let samples = (setup.data, rows.samples.as_slice());
+    let key = Key::of((setup.job, setup.preparer), &cut, samples, rows.augment.as_ref())?;
+    Ok(Some((cache.clone(), key)))
 }
 
 /// The graph's inputs for the training and validation rows of `data`: where a text may be of `any` length, of the length

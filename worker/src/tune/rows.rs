@@ -1,9 +1,11 @@
 //! The rows at the border between the frozen part and the trained one: computed once and kept where they fit into memory,
 //! else computed anew whenever they are read. Both give the same values.
 
+use crate::cache::{Cache, Key};
 use crate::config::AugmentRule;
 use crate::data;
-use crate::engine::step::{Frozen, Row};
+use crate::engine::row::Row;
+use crate::engine::step::Frozen;
 use crate::error::{NOT_FINITE, Result, WorkerError};
 use crate::features::prepare;
 use crate::pipeline::Preparer;
@@ -65,8 +67,17 @@ impl<'a> Rows<'a> {
         number % self.samples.len().max(1)
     }
 
-    /// Computes all rows and keeps them.
-    pub fn keep(&mut self, tracker: &Tracker) -> Result<()> {
+    /// Computes all rows and keeps them, or takes them from `cache`, where an earlier run left them.
+    pub fn keep(&mut self, cache: Option<&(Cache, Key)>, tracker: &Tracker) -> Result<()> {
+        if let (Some((cache, key)), false) = (cache, self.samples.is_empty()) {
+            let like = self.compute(0, 0)?;
+            let form = (self.len(), like.to_bytes().len());
+            if let Some(rows) = cache.read(key, form, |bytes| like.with_bytes(bytes).map(Arc::new)) {
+                tracker.add(rows.len() as u64);
+                self.kept = Some(rows);
+                return Ok(());
+            }
+        }
         let kept: Vec<Result<Arc<Row>>> = (0..self.len())
             .into_par_iter()
             .map(|i| {
@@ -75,7 +86,11 @@ impl<'a> Rows<'a> {
                 row.map(Arc::new)
             })
             .collect();
-        self.kept = Some(kept.into_iter().collect::<Result<_>>()?);
+        let kept = kept.into_iter().collect::<Result<Vec<_>>>()?;
+        if let (Some((cache, key)), Some(first)) = (cache, kept.first()) {
+            cache.write(key, first.to_bytes().len(), kept.iter().map(|row| row.to_bytes()));
+        }
+        self.kept = Some(kept);
         Ok(())
     }
 

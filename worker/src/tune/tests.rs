@@ -17,6 +17,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+mod cached;
+
 struct Files {
     folder: tempfile::TempDir,
     job: Job,
@@ -83,6 +85,16 @@ fn picture_files(train: &str) -> Files {
 
 /// Runs a job and gives its version's folder; `go_on` as in [`Setup`], a checkpoint after every step.
 fn run_by(files: &Files, threads: usize, out: &str, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<PathBuf> {
+    run_with(files, threads, out, go_on, None)
+}
+
+fn run_with(
+    files: &Files,
+    threads: usize,
+    out: &str,
+    go_on: &(dyn Fn(u64) -> bool + Sync),
+    cache: Option<Cache>,
+) -> Result<PathBuf> {
     let dir = files.folder.path().join(out);
     std::fs::create_dir_all(&dir).unwrap();
     let fetched = Fetched {
@@ -91,6 +103,7 @@ fn run_by(files: &Files, threads: usize, out: &str, go_on: &(dyn Fn(u64) -> bool
         data: files.folder.path().join("data"),
     };
     let checkpoints = Checkpoints {
+        cache,
         dir: &files.folder.path().join("checkpoints"),
         every: Duration::ZERO,
         go_on,
