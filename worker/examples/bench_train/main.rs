@@ -5,7 +5,8 @@
 //!
 //! PYTHON has what `requirements.txt` lists, WORKER is the worker's release build, DATA the folder that
 //! `examples/prepare.py` fills. Ours and the peer are two processes that take turns, so that what else the machine does
-//! meets both. `bench_train profile NET` prints where the time of a training step goes, by operator.
+//! meets both. `bench_train profile NET` prints where the time of a training step goes,
+//! by operator, and `bench_train profile pictures DATA` that of a picture's features, by operator and form.
 #![allow(clippy::print_stdout)] // A table is what it makes.
 
 #[path = "../../gradient/tests/golden/builder.rs"]
@@ -64,6 +65,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match &words[..] {
+        ["profile", "pictures", data] => features::profile_pictures(Path::new(data)),
         ["profile", net] => steps::profile(net),
         ["step", net] => steps::serve(net),
         ["pictures", data] => features::serve_pictures(Path::new(data)),

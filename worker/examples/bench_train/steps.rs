@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use fleetune_gradient::feed::{Feed, Rows};
 use fleetune_gradient::optim::Rule;
 use fleetune_gradient::params::Param;
+use fleetune_gradient::profile::Part;
 use fleetune_gradient::schedule::{Schedule, Shape};
 use fleetune_gradient::trainer::{Plan, Shard, Trainer};
 use fleetune_gradient::{Differentiable, Input, Loss, Refusal, onnx};
@@ -92,6 +93,12 @@ pub fn profile(name: &str) -> Result<()> {
     for _ in 0..5 {
         parts = model.profile(&weights, &rows.inputs[..1], &rows.targets[0], &row_weights)?;
     }
+    print(&parts);
+    Ok(())
+}
+
+/// Prints parts of a run.
+pub fn print(parts: &[Part]) {
     println!("| operator | nodes | ms |\n| --- | --- | --- |");
     for part in parts {
         println!(
@@ -101,7 +108,6 @@ pub fn profile(name: &str) -> Result<()> {
             part.time.as_secs_f64() * 1000.0
         );
     }
-    Ok(())
 }
 
 /// Takes a few steps a round.

@@ -231,7 +231,9 @@ impl Differentiable {
         row_weights: &Arc<Tensor>,
     ) -> Result<Vec<Part>, Refusal> {
         let given = inputs.iter().chain(weights).chain([target, row_weights]);
-        profile(&self.step, given.map(|t| t.clone().into_tvalue()).collect())
+        profile(&self.step, given.map(|t| t.clone().into_tvalue()).collect(), |node| {
+            node.op.name().into_owned()
+        })
     }
 
     /// The logits alone, \[n, c\].

@@ -4,7 +4,7 @@ use crate::error::Refusal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tract_onnx::prelude::{TValue, TVec, TypedRunnableModel};
+use tract_onnx::prelude::{TValue, TVec, TypedNode, TypedRunnableModel};
 use tract_onnx::tract_core::plan::eval;
 
 /// One operator's part of a run.
@@ -18,14 +18,21 @@ pub struct Part {
     pub time: Duration,
 }
 
-/// Runs `plan` once and gives its operators, the slowest first.
-pub(crate) fn profile(plan: &Arc<TypedRunnableModel>, given: TVec<TValue>) -> Result<Vec<Part>, Refusal> {
+/// Runs `plan` once and gives its operators, the slowest first; those that `label` calls the same are one.
+///
+/// # Errors
+/// What fails in the run.
+pub fn profile(
+    plan: &Arc<TypedRunnableModel>,
+    given: TVec<TValue>,
+    label: impl Fn(&TypedNode) -> String,
+) -> Result<Vec<Part>, Refusal> {
     let mut parts: BTreeMap<String, Part> = BTreeMap::new();
     let mut state = plan.spawn()?;
     state.run_plan_with_eval(given, |context, state, node, inputs| {
         let start = Instant::now();
         let outputs = eval(context, state, node, inputs);
-        let operator = node.op.name().into_owned();
+        let operator = label(node);
         let part = parts.entry(operator.clone()).or_insert(Part {
             operator,
             nodes: 0,

@@ -9,6 +9,7 @@ use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
 use fleetune_gradient::nhwc::{FConv, Isa, products, rewrite};
 use fleetune_gradient::onnx::node_name;
+use fleetune_gradient::profile::{Part, profile};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -157,6 +158,17 @@ impl Graph {
     pub fn convolutions(&self) -> usize {
         let nodes = &self.plan.model().nodes;
         nodes.iter().filter(|n| n.op_is::<FConv>()).count()
+    }
+
+    /// Where the time of one sample's run goes, by operator, its parameters and the form of its result.
+    pub fn profile(&self, prepared: &Prepared) -> Result<Vec<Part>> {
+        let given = prepared_tensors(prepared)?.into_iter().map(IntoTValue::into_tvalue);
+        let label = |node: &TypedNode| {
+            let info = node.op.info().unwrap_or_default().join(" ");
+            let form = node.outputs.first().map(|o| format!("{:?}", o.fact.shape));
+            format!("{} {info} {}", node.op.name(), form.unwrap_or_default())
+        };
+        profile(&self.plan, given.collect(), label).map_err(super::refusal::refused)
     }
 
     /// Whether texts run at their own length, because the model's answer is the same without padding.

@@ -111,16 +111,17 @@ fn inside(axis: &Axis, size: usize) -> std::ops::Range<usize> {
     first.min(end)..end
 }
 
-/// All windows, block of channels by block, row by row, tile of pixels by tile: a block's rows under the window fit the
-/// first cache, so each value comes once from further away.
+/// All windows, row by row, block of channels by block, tile of pixels by tile. The rows under the window stay in the second
+/// cache, and what is read from further away lies together; going down all rows of a block first, at steps of a pixel, its
+/// lines met in the same sets of the first cache and took 15 % longer in EfficientNet-Lite0.
 #[inline(always)]
 unsafe fn picture<L: Lanes, const P: usize>(task: &Task) {
     let channels = task.source.channels;
     let [ky, kx] = task.kernel;
     let safe = inside(task.columns, task.source.width);
-    for channel in (0..channels).step_by(LANES) {
-        for q in 0..task.rows.count {
-            let (rows, count) = rows_inside(task, q);
+    for q in 0..task.rows.count {
+        let (rows, count) = rows_inside(task, q);
+        for channel in (0..channels).step_by(LANES) {
             let line = Line {
                 rows: &rows[..count],
                 weights: task.weights.as_ptr().wrapping_add(channel * ky * kx),
