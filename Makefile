@@ -9,6 +9,8 @@ export FLEETUNE_CACHE CARGO_TARGET_DIR
 LAB := $(CARGO_TARGET_DIR)/debug/lab
 DEMO := $(CARGO_TARGET_DIR)/debug/demo
 PACKAGES := python3 examples/environment.py tests-venv worker/tests/python/requirements.txt
+MEMCHECK := command -v valgrind >/dev/null || \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind >/dev/null; }
 
 .PHONY: demo demo-env demo-down test bench bench-train quality check programs tools images crds
 
@@ -33,6 +35,7 @@ test: check
 	cargo test --workspace --no-run
 	$(LAB) tools
 	$(PACKAGES)
+	$(MEMCHECK)
 	python3 examples/prepare.py --out $(FLEETUNE_CACHE)/data
 	FLEETUNE_REQUIRE_LAB=1 cargo test --workspace
 	$(LAB) down
@@ -45,10 +48,11 @@ check:
 programs:
 	cargo build --workspace --bins
 
-## Gets the lab's programs, and the Python packages of the tests, into the cache.
+## Gets the lab's programs, and the Python packages of the tests, into the cache, and valgrind.
 tools: programs
 	$(LAB) tools
 	$(PACKAGES)
+	$(MEMCHECK)
 
 ## Measures the road in a lab of its own; prints a table and writes target/bench/road.json.
 bench: programs

@@ -20,6 +20,8 @@ const MAGIC: &[u8; 8] = b"ftrows01";
 const HASH: usize = 32;
 /// How often a file's bytes must fit into what is free on the volume, so that checkpoints find room after it.
 const ROOM: u64 = 2;
+/// All files take at most one part of so many of the volume, which may be a folder of a node's own disk.
+const SHARE: u64 = 4;
 
 /// Names rows: equal keys, equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +94,11 @@ impl Cache {
             tracing::warn!(dir = %self.dir.display(), %error, "rows of the frozen part are not kept");
             return;
         }
-        if !make_room(&self.dir, size.saturating_mul(ROOM), || free(&self.dir)) {
+        let fits = |taken: u64| {
+            let (free, whole) = volume(&self.dir);
+            free >= size.saturating_mul(ROOM) && whole / SHARE >= taken.saturating_add(size)
+        };
+        if !make_room(&self.dir, fits) {
             tracing::info!(
                 bytes = size,
                 "rows of the frozen part are not kept: the volume is too small"
@@ -189,29 +195,37 @@ fn write<R: AsRef<[u8]>>(
     Ok(())
 }
 
-/// Removes files in `dir`, the oldest first, until `free` says `wanted` bytes; whether it does.
-fn make_room(dir: &Path, wanted: u64, free: impl Fn() -> u64) -> bool {
-    let mut files: Vec<(SystemTime, PathBuf)> = fs::read_dir(dir)
+/// Removes files in `dir`, the oldest first, until what all of them take `fits`; whether it does.
+fn make_room(dir: &Path, fits: impl Fn(u64) -> bool) -> bool {
+    let mut files: Vec<(SystemTime, PathBuf, u64)> = fs::read_dir(dir)
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .filter_map(|entry| {
+            let meta = entry.metadata().ok()?;
+            Some((meta.modified().ok()?, entry.path(), meta.len()))
+        })
         .collect();
     files.sort();
+    let mut taken: u64 = files.iter().map(|file| file.2).sum();
     let mut oldest = files.into_iter();
-    while free() < wanted {
-        let Some((_, path)) = oldest.next() else {
+    while !fits(taken) {
+        let Some((_, path, bytes)) = oldest.next() else {
             return false;
         };
-        // What cannot be removed is counted by `free`.
-        let _ = fs::remove_file(path);
+        if fs::remove_file(path).is_ok() {
+            taken -= bytes;
+        }
     }
     true
 }
 
-/// Bytes that are free on the volume of `dir`.
-fn free(dir: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(dir).map_or(0, |volume| volume.blocks_available() * volume.fragment_size())
+/// Bytes of the volume of `dir` that are free, and all it has.
+fn volume(dir: &Path) -> (u64, u64) {
+    nix::sys::statvfs::statvfs(dir).map_or((0, 0), |volume| {
+        let block = volume.fragment_size();
+        (volume.blocks_available() * block, volume.blocks() * block)
+    })
 }
 
 #[cfg(test)]
@@ -288,13 +302,16 @@ mod tests {
             let file = File::options().write(true).open(path).unwrap();
             file.set_modified(now - Duration::from_secs(age)).unwrap();
         }
-        let left = || fs::read_dir(folder.path()).unwrap().count() as u64;
-        assert!(make_room(folder.path(), 80, || 100 - 10 * left()));
-        let there: Vec<bool> = files.iter().map(|f| f.exists()).collect();
-        assert_eq!(there, [true, false, true], "it took no more than it needed");
-        assert!(make_room(folder.path(), 90, || 100 - 10 * left()));
-        assert!(!make_room(folder.path(), 101, || 100 - 10 * left()));
-        assert_eq!(left(), 0);
+        let there = || files.each_ref().map(|file| file.exists());
+        assert!(make_room(folder.path(), |taken| taken <= 20));
+        assert_eq!(there(), [true, false, true], "it took no more than it needed");
+        assert!(make_room(folder.path(), |taken| taken <= 10));
+        assert_eq!(there(), [true, false, false]);
+        assert!(
+            !make_room(folder.path(), |_| false),
+            "an empty folder makes no more room"
+        );
+        assert_eq!(there(), [false; 3]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use fleetune_gradient::params::Param;
 use fleetune_gradient::trainer::{self, Gradient, Gradients, Plan, Shard, StepError, Trainer};
 use ndarray::Array2;
 use rayon::prelude::*;
-use ready::{ready, tunable, with_methods};
+use ready::{ready, ready_for, tunable, with_methods};
 use rows::Rows;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -89,8 +89,7 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     let (job, data, tracker) = (setup.job, setup.data, setup.tracker);
     let rule = &job.train;
     let tunable = tunable(setup, first, rule).map_err(|e| with_methods(setup, first, e))?;
-    let ready = |activations| ready(setup, &tunable, activations).map_err(|e| with_methods(setup, first, e));
-    let (frozen, step) = ready(Activations::Kept)?;
+    let (frozen, step) = ready(setup, &tunable).map_err(|e| with_methods(setup, first, e))?;
     if rule.augment.is_some_and(|a| a.copies.is_none()) && frozen.has_weights() {
         return Err(WorkerError::bad(
             INVALID_JOB,
@@ -108,7 +107,7 @@ pub fn tune(setup: &Setup<'_>, first: &Fitted, compared: usize) -> Result<Tuned>
     let (step, plan) = match planned(&step) {
         Err(error) if error.reason() == MEMORY_TOO_SMALL => {
             tracing::warn!(cause = error.message(), "activations are computed again");
-            let step = ready(Activations::Recomputed)?.1;
+            let step = ready_for(setup, &tunable, (step.samples(), Activations::Recomputed))?.1;
             let plan = planned(&step)?;
             (step, plan)
         }

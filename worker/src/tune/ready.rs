@@ -5,7 +5,6 @@ use crate::config::{MethodRule, TrainRule};
 use crate::engine::step::{Frozen, Step, split};
 use crate::engine::tunable::Tunable;
 use crate::error::{Result, UNSUPPORTED_OPERATOR, WorkerError};
-use crate::pipeline::TensorSpec;
 use crate::train::Fitted;
 use fleetune_crds::Loss;
 use fleetune_gradient::Activations;
@@ -13,18 +12,27 @@ use fleetune_gradient::Activations;
 /// Layers that are tried when an error says how many could be trained.
 const MAX_TRIED: usize = 32;
 
-/// Both parts of the model. One that only takes a single sample is trained a sample at a time.
-pub fn ready(setup: &Setup<'_>, tunable: &Tunable, activations: Activations) -> Result<(Frozen, Step)> {
+/// Both parts of the model, for shards of `rows` samples.
+pub fn ready_for(
+    setup: &Setup<'_>,
+    tunable: &Tunable,
+    (rows, activations): (usize, Activations),
+) -> Result<(Frozen, Step)> {
     let rule = &setup.job.train;
-    let of = |rows| {
-        split(
-            tunable,
-            tensors(setup),
-            gradient_loss(rule),
-            (rows, activations),
-            (rule.dropout, rule.seed),
-        )
-    };
+    split(
+        tunable,
+        &setup.tensors,
+        gradient_loss(rule),
+        (rows, activations),
+        (rule.dropout, rule.seed),
+    )
+}
+
+/// The same for shards of as many samples as suit the batch and the model. One that only takes a single sample is trained a
+/// sample at a time.
+pub fn ready(setup: &Setup<'_>, tunable: &Tunable) -> Result<(Frozen, Step)> {
+    let rule = &setup.job.train;
+    let of = |rows| ready_for(setup, tunable, (rows, Activations::Kept));
     let fewest = shard::fewest(rule.batch_size);
     let error = match of(fewest) {
         Ok(ready) => {
@@ -54,7 +62,7 @@ fn most_layers(setup: &Setup<'_>, first: &Fitted) -> usize {
         if !more
             || split(
                 &tunable,
-                tensors(setup),
+                &setup.tensors,
                 gradient_loss(&rule),
                 (1, Activations::Kept),
                 (0.0, 0),
@@ -71,12 +79,7 @@ fn most_layers(setup: &Setup<'_>, first: &Fitted) -> usize {
 /// What the method moves of the base model, and the head `first` on it.
 pub fn tunable(setup: &Setup<'_>, first: &Fitted, rule: &TrainRule) -> Result<Tunable> {
     let input = &setup.job.spec.input;
-    Tunable::of(setup.backbone, input, tensors(setup), first.parts(), rule)
-}
-
-/// What a sample is given to the graph as.
-fn tensors<'a>(setup: &'a Setup<'_>) -> &'a [TensorSpec] {
-    &setup.tensors
+    Tunable::of(setup.backbone, input, &setup.tensors, first.parts(), rule)
 }
 
 /// An error with the methods that would work, where an operator is in the way.

@@ -2,7 +2,8 @@
 //! moving values. Here are kernels of our own over pictures with channels last, an operator made of them, and a rewrite of
 //! the typed graph that puts it in place of tract's.
 //!
-//! `unsafe` is allowed in the kernel files alone: `lanes/`, `gemm/kernel.rs`, `depthwise/kernel.rs`, and `output.rs`.
+//! `unsafe` is allowed in the kernel files alone: `lanes/`, `gemm/kernel.rs`, `depthwise/kernel.rs`, and `output.rs`. Their
+//! tests run once more under valgrind.
 
 mod chain;
 pub mod dense;
@@ -27,5 +28,7 @@ pub use rewrite::rewrite;
 
 #[cfg(test)]
 mod grad_tests;
+#[cfg(test)]
+mod memcheck;
 #[cfg(test)]
 mod tests;
