@@ -10,7 +10,7 @@ use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use fleetune_gradient::cut::{self, Cut};
 use fleetune_gradient::memory::Estimate;
 use fleetune_gradient::params::Param;
-use fleetune_gradient::philox::{Place, Purpose, Stream};
+use fleetune_gradient::philox::dropout_mask;
 use fleetune_gradient::trainer::{Gradient, Shard};
 use fleetune_gradient::{Activations, Differentiable, Loss};
 use std::sync::Arc;
@@ -241,21 +241,11 @@ impl Step {
         Ok(inputs)
     }
 
-    /// 0 for a value that is dropped, else 1 / (1 - share), so that the mean stays.
+    /// The masks of a shard's rows for the values in front of a layer.
     fn mask(&self, layer: usize, width: usize, shard: &Shard) -> Vec<f32> {
-        let keep = (1.0 / (1.0 - self.dropout)) as f32;
-        let mut mask = Vec::with_capacity(width * shard.rows.len());
-        for row in &shard.rows {
-            let mut random = Stream::new(
-                self.seed,
-                Place {
-                    purpose: Purpose::Dropout,
-                    layer: layer as u32,
-                    step: shard.step,
-                    sample: *row,
-                },
-            );
-            mask.extend((0..width).map(|_| if random.chance(self.dropout) { 0.0 } else { keep }));
+        let mut mask = vec![0.0; width * shard.rows.len()];
+        for (row, mask) in shard.rows.iter().zip(mask.chunks_exact_mut(width.max(1))) {
+            dropout_mask(self.seed, layer as u32, shard.step, *row, self.dropout, mask);
         }
         mask
     }
