@@ -9,14 +9,12 @@ use fleetune_tests::road::hammer::Hammer;
 use fleetune_tests::road::{Ask, NODES, Road, SHOP, apply, on_the_road, rollout, samples};
 use fleetune_worker::pipeline::Raw;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use kube::api::{DeleteParams, ListParams};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Mutex;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -83,17 +81,23 @@ fn jobs_on_a_claim_share_what_the_frozen_part_gave() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let first = road.job("examples/shirts.yaml", "shirts-1").await?;
-        let disk = tempfile::tempdir()?;
+        let disk = road.lab.node_disk("hub-1")?.join(CLAIM);
+        // What a run before this one left on the same lab.
+        if disk.exists() {
+            std::fs::remove_dir_all(&disk)?;
+        }
+        std::fs::create_dir_all(&disk)?;
         // The pod's user is none of this machine's.
-        std::fs::set_permissions(disk.path(), std::fs::Permissions::from_mode(0o777))?;
-        for object in claim(disk.path()) {
+        std::fs::set_permissions(&disk, std::fs::Permissions::from_mode(0o777))?;
+        for object in claim() {
             apply(&road.lab, "hub", &object).await?;
         }
         let changes = json!({ "worker": { "volumeClaim": CLAIM } });
-        let kept = disk.path().join("features");
+        let kept = disk.join("features");
         let mut seen = Vec::new();
-        for name in ["shirts-leaves", "shirts-reads"] {
-            let version = road.job_with(&first, name, &changes).await?;
+        for name in ["leaves", "reads"] {
+            let name = format!("shirts-{name}-{}", std::process::id());
+            let version = road.job_with(&first, &name, &changes).await?;
             assert_eq!(version.spec.source.digest, first.spec.source.digest, "{name}");
             let files = std::fs::read_dir(&kept)?.collect::<std::io::Result<Vec<_>>>()?;
             let times = files.iter().map(|f| Ok((f.file_name(), f.metadata()?.modified()?)));
@@ -104,21 +108,19 @@ fn jobs_on_a_claim_share_what_the_frozen_part_gave() -> Result<()> {
         assert_eq!(names[0], names[1], "none was written anew under another key");
         // A file that is read gets younger.
         assert!(seen[0].values().zip(seen[1].values()).all(|(left, read)| left < read));
-        let claims: Api<PersistentVolumeClaim> = road.hub().await?;
-        claims.delete(CLAIM, &DeleteParams::default()).await?;
         Ok(())
     })
 }
 
-/// A volume in a folder of this machine, and the claim that takes it.
-fn claim(folder: &Path) -> [Value; 2] {
+/// A volume in a folder of the hub's node, and the claim that takes it.
+fn claim() -> [Value; 2] {
     let size = json!({ "storage": "64Mi" });
     [
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": CLAIM },
             "spec": {
                 "capacity": size, "accessModes": ["ReadWriteOnce"], "storageClassName": "",
-                "persistentVolumeReclaimPolicy": "Retain", "hostPath": { "path": folder, "type": "Directory" },
+                "persistentVolumeReclaimPolicy": "Retain", "hostPath": { "path": format!("/var/{CLAIM}"), "type": "Directory" },
                 "claimRef": { "namespace": SHOP, "name": CLAIM },
             },
         }),
