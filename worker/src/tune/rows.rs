@@ -71,7 +71,7 @@ impl<'a> Rows<'a> {
     pub fn keep(&mut self, cache: Option<&(Cache, Key)>, tracker: &Tracker) -> Result<()> {
         if let (Some((cache, key)), false) = (cache, self.samples.is_empty()) {
             let like = self.compute(0, 0)?;
-            let form = (self.len(), like.to_bytes().len());
+            let form = (self.len(), like.bytes() as usize);
             if let Some(rows) = cache.read(key, form, |bytes| like.with_bytes(bytes).map(Arc::new)) {
                 tracker.add(rows.len() as u64);
                 self.kept = Some(rows);
@@ -88,7 +88,7 @@ impl<'a> Rows<'a> {
             .collect();
         let kept = kept.into_iter().collect::<Result<Vec<_>>>()?;
         if let (Some((cache, key)), Some(first)) = (cache, kept.first()) {
-            cache.write(key, first.to_bytes().len(), kept.iter().map(|row| row.to_bytes()));
+            cache.write(key, first.bytes() as usize, kept.iter().map(|row| row.to_bytes()));
         }
         self.kept = Some(kept);
         Ok(())
