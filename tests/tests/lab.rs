@@ -148,6 +148,7 @@ async fn the_lab() -> Result<()> {
     }
     Lab::down().await?;
     let before = machine();
+    a_forwarder_that_nobody_noted_ends().await?;
     an_interrupted_run(&before)?;
     let (lab, took) = Lab::up(&CLUSTERS).await?;
     eprintln!("lab up: {:.1} s", took.as_secs_f64());
@@ -184,6 +185,24 @@ async fn the_lab() -> Result<()> {
     for (what, value) in &before {
         assert_eq!(value, &after[what], "{what} changed");
     }
+    Ok(())
+}
+
+/// A run that is killed between the forwarder's start and its note leaves a process that no later run can know: it ends by
+/// itself and takes no port.
+async fn a_forwarder_that_nobody_noted_ends() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut forwarder = tokio::process::Command::new(env!("CARGO_BIN_EXE_lab"));
+    forwarder.args(["forward", "--cache"]).arg(dir.path()).arg("hub");
+    forwarder.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = forwarder.spawn()?;
+    // The starter's end of the input goes with the starter.
+    drop(child.stdin.take());
+    let output = tokio::time::timeout(MINUTE, child.wait_with_output())
+        .await
+        .context("it stays")??;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.contains("before it was noted"), "{said}");
     Ok(())
 }
 

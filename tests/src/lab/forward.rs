@@ -14,11 +14,16 @@ use std::time::Duration;
 /// How long a connection into the lab may take; a node that is off answers nothing at all.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Follows the pods of all clusters for Prometheus, and meanwhile serves every port until the process is killed.
+/// Waits for a line of input, then follows the pods of all clusters for Prometheus, and meanwhile serves every port until
+/// the process is killed.
 ///
 /// # Errors
-/// When a port is taken or a namespace is not there.
+/// When the input ends before a line, a port is taken or a namespace is not there.
 pub async fn run(paths: Paths, clusters: Vec<topology::ClusterSpec>) -> Result<()> {
+    // This process alone is not found by the network that it is in: unless it is noted, nobody would ever end it.
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    anyhow::ensure!(!line.is_empty(), "whoever started the forwarder ended before it was noted");
     if clusters.contains(&topology::HUB) {
         std::fs::create_dir_all(paths.lab().join("targets"))?;
         for cluster in &clusters {

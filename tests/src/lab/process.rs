@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A process.
@@ -28,6 +28,28 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, namespace: Option<&Path>, command: &[&str], path: &str, log: &Path) -> Result<Self> {
+        Ok(Self::spawn(name, namespace, command, path, log, Stdio::null())?.0)
+    }
+
+    /// Starts a program that waits for a line of input before it does anything, in the machine's network namespace. Whoever
+    /// starts it writes that line once the process is noted; if the starter is killed before, the program meets the end
+    /// of its input instead.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_held(name: &str, command: &[&str], path: &str, log: &Path) -> Result<(Self, ChildStdin)> {
+        let (process, input) = Self::spawn(name, None, command, path, log, Stdio::piped())?;
+        Ok((process, input.context("a process without an input")?))
+    }
+
+    fn spawn(
+        name: &str,
+        namespace: Option<&Path>,
+        command: &[&str],
+        path: &str,
+        log: &Path,
+        input: Stdio,
+    ) -> Result<(Self, Option<ChildStdin>)> {
         let out = File::options()
             .append(true)
             .create(true)
@@ -43,17 +65,18 @@ impl Process {
             .env("PATH", path)
             .env("HOME", "/nonexistent")
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(out.try_clone()?)
             .stderr(out);
-        let child = run.spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut child = run.spawn().with_context(|| format!("cannot start {name}"))?;
         let pid = i32::try_from(child.id())?;
         let start = start_time(pid).with_context(|| format!("{name} ended at once: see {}", log.display()))?;
-        Ok(Self {
+        let process = Self {
             name: name.to_owned(),
             pid,
             start,
-        })
+        };
+        Ok((process, child.stdin.take()))
     }
 
     /// Whether it still runs. A zombie does not.

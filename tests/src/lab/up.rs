@@ -1,5 +1,6 @@
 //! Bringing the lab up: clear what is left, networks, then all clusters at once, each step waiting on a condition.
 
+use super::apiserver::tail;
 use super::cluster::{Cluster, wait};
 use super::paths::{Paths, search_path};
 use super::process::Process;
@@ -9,7 +10,9 @@ use super::topology::{ClusterSpec, HUB};
 use super::{clean, controlplane, net, node, services, wait_ready};
 use anyhow::{Context, Result};
 use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::ChildStdin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +39,9 @@ pub async fn up(paths: &Paths, clusters: &[ClusterSpec], held: Option<File>) -> 
             let ledger = Ledger::new(paths.clone(), State::default());
             ledger.change(|state| state.clusters = clusters.iter().map(|c| c.name.to_owned()).collect())?;
             net::create(&paths, &clusters)?;
-            ledger.note(start_forwarder(&paths, &clusters, &forwarder)?)?;
+            let (process, mut go) = start_forwarder(&paths, &clusters, &forwarder)?;
+            ledger.note(process)?;
+            writeln!(go, "noted").context("the forwarder ended")?;
             steps.done("networks and the way in");
             Ok((Arc::new(ledger), held))
         })
@@ -107,7 +112,11 @@ async fn cluster_up(paths: Paths, spec: ClusterSpec, ledger: Arc<Ledger>, steps:
     }
     wait_ready(&cluster.client().await?, DEADLINE)
         .await
-        .with_context(|| format!("cluster {name}: {}", controlplane::log(&paths, spec, "kube-apiserver")))?;
+        .with_context(|| {
+            // The forwarder is between us and the API server: what it says comes first.
+            let (forward, server) = (tail(&forward_log(&paths)), controlplane::log(&paths, spec, "kube-apiserver"));
+            format!("cluster {name}: {forward}\n{server}")
+        })?;
     steps.done(&format!("{name}: API ready"));
     {
         let (paths, ledger) = (paths.clone(), ledger.clone());
@@ -158,18 +167,17 @@ async fn services_up(paths: Paths, clusters: Vec<ClusterSpec>, ledger: Arc<Ledge
     Ok(())
 }
 
-/// Starts the forwarder, which listens on the machine's loopback and therefore runs in the machine's own namespace.
-fn start_forwarder(paths: &Paths, clusters: &[ClusterSpec], program: &Path) -> Result<Process> {
+/// Starts the forwarder, which listens on the machine's loopback and therefore runs in the machine's own namespace. It
+/// begins with the first line that is written to it.
+fn start_forwarder(paths: &Paths, clusters: &[ClusterSpec], program: &Path) -> Result<(Process, ChildStdin)> {
     let names = clusters.iter().map(|c| c.name).collect::<Vec<_>>().join(",");
     let (program, root) = (program.display().to_string(), paths.root().display().to_string());
     let command = [program.as_str(), "forward", "--cache", &root, &names];
-    Process::start(
-        "forward",
-        None,
-        &command,
-        &search_path(&paths.bin()),
-        &paths.lab().join("forward.log"),
-    )
+    Process::start_held("forward", &command, &search_path(&paths.bin()), &forward_log(paths))
+}
+
+fn forward_log(paths: &Paths) -> PathBuf {
+    paths.lab().join("forward.log")
 }
 
 /// The `lab` program: this one, or the one that was built beside it.
