@@ -194,7 +194,10 @@ async fn a_forwarder_that_nobody_noted_ends() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut forwarder = tokio::process::Command::new(env!("CARGO_BIN_EXE_lab"));
     forwarder.args(["forward", "--cache"]).arg(dir.path()).arg("hub");
-    forwarder.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    forwarder
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
     let mut child = forwarder.spawn()?;
     // The starter's end of the input goes with the starter.
     drop(child.stdin.take());

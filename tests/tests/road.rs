@@ -6,21 +6,17 @@ use fleetune_crds::common::Decimal;
 use fleetune_crds::{Metric, ModelRollout, ModelVersion, RunState, VersionState, names};
 use fleetune_tests::road::forge::Forge;
 use fleetune_tests::road::hammer::Hammer;
-use fleetune_tests::road::{Ask, NODES, Road, SHOP, apply, on_the_road, rollout, samples};
+use fleetune_tests::road::{Ask, NODES, Road, SHOP, on_the_road, rollout, samples};
 use fleetune_worker::pipeline::Raw;
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Name of a claim and of its volume.
-const CLAIM: &str = "training";
 
 fn metric(version: &ModelVersion, metric: Metric) -> (f64, f64) {
     let summary = &version.spec.summary;
@@ -73,65 +69,6 @@ fn the_same_job_gives_the_same_digest_again_and_locally() -> Result<()> {
         assert_eq!(first.spec.source.digest, local.digest());
         Ok(())
     })
-}
-
-/// A job on a claim leaves what its frozen part gave there; the next one reads it, and ends in the same bytes.
-#[test]
-fn jobs_on_a_claim_share_what_the_frozen_part_gave() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
-    on_the_road(|road| async move {
-        let first = road.job("examples/shirts.yaml", "shirts-1").await?;
-        let disk = road.lab.node_disk("hub-1")?.join(CLAIM);
-        // What a run before this one left on the same lab.
-        if disk.exists() {
-            std::fs::remove_dir_all(&disk)?;
-        }
-        std::fs::create_dir_all(&disk)?;
-        // The pod's user is none of this machine's.
-        std::fs::set_permissions(&disk, std::fs::Permissions::from_mode(0o777))?;
-        for object in claim() {
-            apply(&road.lab, "hub", &object).await?;
-        }
-        let changes = json!({ "worker": { "volumeClaim": CLAIM } });
-        let kept = disk.join("features");
-        let mut seen = Vec::new();
-        for name in ["leaves", "reads"] {
-            let name = format!("shirts-{name}-{}", std::process::id());
-            let version = road.job_with(&first, &name, &changes).await?;
-            assert_eq!(version.spec.source.digest, first.spec.source.digest, "{name}");
-            let files = std::fs::read_dir(&kept)?.collect::<std::io::Result<Vec<_>>>()?;
-            let times = files.iter().map(|f| Ok((f.file_name(), f.metadata()?.modified()?)));
-            seen.push(times.collect::<Result<BTreeMap<_, _>>>()?);
-        }
-        let names: Vec<Vec<_>> = seen.iter().map(|times| times.keys().collect()).collect();
-        assert_eq!(names[0].len(), 2, "the features of training and validation rows");
-        assert_eq!(names[0], names[1], "none was written anew under another key");
-        // A file that is read gets younger.
-        assert!(seen[0].values().zip(seen[1].values()).all(|(left, read)| left < read));
-        Ok(())
-    })
-}
-
-/// A volume in a folder of the hub's node, and the claim that takes it.
-fn claim() -> [Value; 2] {
-    let size = json!({ "storage": "64Mi" });
-    [
-        json!({
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": CLAIM },
-            "spec": {
-                "capacity": size, "accessModes": ["ReadWriteOnce"], "storageClassName": "",
-                "persistentVolumeReclaimPolicy": "Retain", "hostPath": { "path": format!("/var/{CLAIM}"), "type": "Directory" },
-                "claimRef": { "namespace": SHOP, "name": CLAIM },
-            },
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": CLAIM, "namespace": SHOP },
-            "spec": {
-                "accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": CLAIM,
-                "resources": { "requests": size },
-            },
-        }),
-    ]
 }
 
 /// Waves in order, a small update, and nobody who asks notices.

@@ -23,7 +23,10 @@ pub async fn run(paths: Paths, clusters: Vec<topology::ClusterSpec>) -> Result<(
     // This process alone is not found by the network that it is in: unless it is noted, nobody would ever end it.
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
-    anyhow::ensure!(!line.is_empty(), "whoever started the forwarder ended before it was noted");
+    anyhow::ensure!(
+        !line.is_empty(),
+        "whoever started the forwarder ended before it was noted"
+    );
     if clusters.contains(&topology::HUB) {
         std::fs::create_dir_all(paths.lab().join("targets"))?;
         for cluster in &clusters {

@@ -110,13 +110,14 @@ async fn cluster_up(paths: Paths, spec: ClusterSpec, ledger: Arc<Ledger>, steps:
         })
         .await?;
     }
-    wait_ready(&cluster.client().await?, DEADLINE)
-        .await
-        .with_context(|| {
-            // The forwarder is between us and the API server: what it says comes first.
-            let (forward, server) = (tail(&forward_log(&paths)), controlplane::log(&paths, spec, "kube-apiserver"));
-            format!("cluster {name}: {forward}\n{server}")
-        })?;
+    wait_ready(&cluster.client().await?, DEADLINE).await.with_context(|| {
+        // The forwarder is between us and the API server: what it says comes first.
+        let (forward, server) = (
+            tail(&forward_log(&paths)),
+            controlplane::log(&paths, spec, "kube-apiserver"),
+        );
+        format!("cluster {name}: {forward}\n{server}")
+    })?;
     steps.done(&format!("{name}: API ready"));
     {
         let (paths, ledger) = (paths.clone(), ledger.clone());
