@@ -7,7 +7,7 @@ use super::pb;
 use crate::error::{INPUT_SHAPE, INTERNAL, INVALID_VERSION, Result, UNSUPPORTED_OPERATOR, WorkerError};
 use crate::pipeline::{Dtype, Prepared, TensorSpec};
 use crate::version::{BACKBONE, MODEL, TUNED, read_bounded};
-use fleetune_gradient::nhwc::{FConv, Isa, products, rewrite};
+use fleetune_gradient::nhwc::{FConv, Isa, Sizes, Stripes, products, rewrite, stripes};
 use fleetune_gradient::onnx::node_name;
 use fleetune_gradient::profile::{Part, profile};
 use std::collections::{BTreeMap, HashSet};
@@ -156,8 +156,11 @@ impl Graph {
 
     /// Convolutions that run in channels-last kernels of our own.
     pub fn convolutions(&self) -> usize {
-        let nodes = &self.plan.model().nodes;
-        nodes.iter().filter(|n| n.op_is::<FConv>()).count()
+        let joined = |node: &TypedNode| node.op_as().map(Stripes::convolutions);
+        let nodes = self.plan.model().nodes.iter();
+        nodes
+            .map(|n| joined(n).unwrap_or(usize::from(n.op_is::<FConv>())))
+            .sum()
     }
 
     /// Where the time of one sample's run goes, by operator, its parameters and the form of its result.
@@ -275,7 +278,9 @@ fn ready(
     type_model(model, folder, inputs, rows, tokens)?
         .into_decluttered()
         .and_then(|typed| match isa {
-            Some(isa) => rewrite(&typed, isa).and_then(|typed| products(typed, isa)),
+            Some(isa) => rewrite(&typed, isa)
+                .and_then(|typed| products(typed, isa))
+                .and_then(|typed| stripes(typed, Sizes::USUAL)),
             None => Ok(typed),
         })
         .and_then(TypedModel::into_optimized)

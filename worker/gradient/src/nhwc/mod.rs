@@ -18,6 +18,7 @@ mod plan;
 mod product;
 mod rewrite;
 pub mod shape;
+mod stripes;
 
 pub use gemm::Clip;
 pub use grad::{ClipGrad, FConvGradB, FConvGradW, FConvGradX};
@@ -25,6 +26,7 @@ pub use isa::Isa;
 pub use op::{FConv, Kind, Weights};
 pub use product::products;
 pub use rewrite::rewrite;
+pub use stripes::{Sizes, Stripes, stripes};
 
 #[cfg(test)]
 mod grad_tests;

@@ -82,6 +82,36 @@ impl FConv {
         }
     }
 
+    /// Computes one picture, or some rows of one with `window` as it is for them. Operands are packed weights, bias and
+    /// residual.
+    pub(super) fn picture(
+        &self,
+        window: &Window,
+        x: (&[f32], Picture),
+        (weights, bias, residual): (&[f32], &[f32], Option<&[f32]>),
+        y: &mut [f32],
+    ) {
+        match self.kind {
+            Kind::Dense => {
+                let finish = dense::Finish {
+                    bias: Some(bias),
+                    residual,
+                    clip: self.clip,
+                };
+                dense::forward(self.isa, window, x, weights, (y, self.out), &finish);
+            }
+            Kind::Depthwise => {
+                let finish = depthwise::Finish {
+                    bias: Some(bias),
+                    residual,
+                    clip: self.clip,
+                    gate: None,
+                };
+                depthwise::forward(self.isa, window, x, weights, y, &finish);
+            }
+        }
+    }
+
     /// Form of the result of pictures of the form `shape`.
     fn shape(&self, shape: &[TDim]) -> TractResult<TVec<TDim>> {
         let (batch, picture) = split(shape)?;
@@ -158,25 +188,7 @@ impl EvalOp for FConv {
             let some = y.len() / out;
             let x = (&x[i * together * length..][..some * length], picture.times(some));
             let residual = residual.map(|r| &r[i * together * out..][..y.len()]);
-            match self.kind {
-                Kind::Dense => {
-                    let finish = dense::Finish {
-                        bias: Some(bias),
-                        residual,
-                        clip: self.clip,
-                    };
-                    dense::forward(self.isa, &self.window, x, &weights, (y, self.out), &finish);
-                }
-                Kind::Depthwise => {
-                    let finish = depthwise::Finish {
-                        bias: Some(bias),
-                        residual,
-                        clip: self.clip,
-                        gate: None,
-                    };
-                    depthwise::forward(self.isa, &self.window, x, &weights, y, &finish);
-                }
-            }
+            self.picture(&self.window, x, (&weights, bias, residual), y);
         };
         let mut shape: TVec<usize> = split(inputs[0].shape())?.0.into();
         shape.extend([places.height, places.width, self.out]);

@@ -8,6 +8,8 @@ use tract_onnx::tract_core::ops::math::{add, max, min, mul};
 use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer, sigmoid};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
+mod stripes;
+
 /// A network that is wired by hand.
 struct Net {
     model: TypedModel,
