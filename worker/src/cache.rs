@@ -8,6 +8,7 @@ use crate::data::{DataSet, Row};
 use crate::error::Result;
 use crate::lineage::cpu_features;
 use crate::pipeline::{Preparer, json};
+use crate::progress::Tracker;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -63,14 +64,28 @@ impl Cache {
         Self { dir: dir.to_owned() }
     }
 
-    /// The rows of `key`, `count` of `bytes` bytes each, as `row` makes them of their bytes; `None` where they are not there
-    /// as they were written.
-    pub fn read<T>(
+    /// The rows of `key`, `count` of `bytes` bytes each: those that are there, as `read` makes them of their bytes, else those
+    /// that `compute` gives, which are kept as the bytes that `write` makes of them. `tracker` counts rows that were read.
+    pub fn rows<T, R: AsRef<[u8]>>(
         &self,
         key: &Key,
-        (count, bytes): (usize, usize),
-        row: impl Fn(&[u8]) -> Option<T>,
-    ) -> Option<Vec<T>> {
+        form: (usize, usize),
+        (read, write): (impl Fn(&[u8]) -> Option<T>, impl Fn(&T) -> R),
+        tracker: &Tracker,
+        compute: impl FnOnce() -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
+        if let Some(found) = self.read(key, form, read) {
+            tracker.add(found.len() as u64);
+            return Ok(found);
+        }
+        let made = compute()?;
+        self.write(key, form.1, made.iter().map(write));
+        Ok(made)
+    }
+
+    /// The rows of `key`, `count` of `bytes` bytes each, as `row` makes them of their bytes; `None` where they are not there
+    /// as they were written.
+    fn read<T>(&self, key: &Key, (count, bytes): (usize, usize), row: impl Fn(&[u8]) -> Option<T>) -> Option<Vec<T>> {
         let path = self.path(key);
         match read(&path, key, (count, bytes), row) {
             Ok(rows) => {
@@ -88,7 +103,7 @@ impl Cache {
 
     /// Writes the rows of `key`, all of `bytes` bytes, if they fit: room is made by removing the files that were read least
     /// lately.
-    pub fn write<R: AsRef<[u8]>>(&self, key: &Key, bytes: usize, rows: impl ExactSizeIterator<Item = R>) {
+    fn write<R: AsRef<[u8]>>(&self, key: &Key, bytes: usize, rows: impl ExactSizeIterator<Item = R>) {
         let size = size(rows.len(), bytes).unwrap_or(u64::MAX);
         if let Err(error) = fs::create_dir_all(&self.dir) {
             tracing::warn!(dir = %self.dir.display(), %error, "rows of the frozen part are not kept");

@@ -27,20 +27,15 @@ pub fn of(
     tracker.stage("features", total as u64);
     let set = |rows: &[&Row], augment: Option<&AugmentRule>| -> Result<Set> {
         let all = with_variants(rows, augment);
-        let key = || Key::of((job, preparer), &["features", name], (data, rows), augment);
-        let kept = cache.map(|cache| key().map(|key| (cache, key))).transpose()?;
-        let form = (all.len(), graph.outputs() * 4);
-        let found = kept.and_then(|(cache, key)| cache.read(&key, form, numbers));
-        let features = if let Some(found) = found {
-            tracker.add(found.len() as u64);
-            found
-        } else {
-            let augment = augment.map(|rule| (rule, job.train.seed));
-            let made = extract(graph, preparer, rows, augment, tracker)?;
-            if let Some((cache, key)) = kept {
-                cache.write(&key, form.1, made.iter().map(|row| bytes(row)));
+        let varied = augment.map(|rule| (rule, job.train.seed));
+        let compute = || extract(graph, preparer, rows, varied, tracker);
+        let features = match cache {
+            Some(cache) => {
+                let key = Key::of((job, preparer), &["features", name], (data, rows), augment)?;
+                let form = (all.len(), graph.outputs() * 4);
+                cache.rows(&key, form, (numbers, |row| bytes(row)), tracker, compute)?
             }
-            made
+            None => compute()?,
         };
         Ok(Set {
             x: matrix(features, graph.outputs())?,

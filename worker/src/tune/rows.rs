@@ -69,28 +69,24 @@ impl<'a> Rows<'a> {
 
     /// Computes all rows and keeps them, or takes them from `cache`, where an earlier run left them.
     pub fn keep(&mut self, cache: Option<&(Cache, Key)>, tracker: &Tracker) -> Result<()> {
-        if let (Some((cache, key)), false) = (cache, self.samples.is_empty()) {
-            let like = self.compute(0, 0)?;
-            let form = (self.len(), like.bytes() as usize);
-            if let Some(rows) = cache.read(key, form, |bytes| like.with_bytes(bytes).map(Arc::new)) {
-                tracker.add(rows.len() as u64);
-                self.kept = Some(rows);
-                return Ok(());
-            }
-        }
-        let kept: Vec<Result<Arc<Row>>> = (0..self.len())
-            .into_par_iter()
-            .map(|i| {
+        let compute = || -> Result<Vec<Arc<Row>>> {
+            let row = |i| {
                 let row = self.compute(i, 0);
                 tracker.add(1);
                 row.map(Arc::new)
-            })
-            .collect();
-        let kept = kept.into_iter().collect::<Result<Vec<_>>>()?;
-        if let (Some((cache, key)), Some(first)) = (cache, kept.first()) {
-            cache.write(key, first.bytes() as usize, kept.iter().map(|row| row.to_bytes()));
-        }
-        self.kept = Some(kept);
+            };
+            let rows: Vec<Result<Arc<Row>>> = (0..self.len()).into_par_iter().map(row).collect();
+            rows.into_iter().collect()
+        };
+        self.kept = Some(match cache {
+            Some((cache, key)) if !self.samples.is_empty() => {
+                let like = self.compute(0, 0)?;
+                let form = (self.len(), like.bytes() as usize);
+                let read = |bytes: &[u8]| like.with_bytes(bytes).map(Arc::new);
+                cache.rows(key, form, (read, |row| row.to_bytes()), tracker, compute)?
+            }
+            _ => compute()?,
+        });
         Ok(())
     }
 

@@ -268,7 +268,9 @@ impl Stripes {
 /// Computes one picture.
 fn run(stages: &[Stage], height: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
     let last = stages.len() - 1;
-    let rows = Stripes::rows_between(stages, height);
+    let mut rows = Stripes::rows_between(stages, height);
+    // The last ones go where the result lies.
+    rows[last] = 0;
     let mut kept: Vec<Kept> = stages.iter().zip(rows).map(|(s, rows)| Kept::new(s.to, rows)).collect();
     let all = stages[last].to.height;
     for first in (0..all).step_by(height) {
