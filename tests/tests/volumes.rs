@@ -51,9 +51,12 @@ fn a_training_that_was_killed_goes_on_from_its_checkpoint() -> Result<()> {
     on_the_road(|road| async move {
         let first = road.job("examples/shirts.yaml", "shirts-1").await?;
         let disk = volume(&road).await?;
-        // Long enough for a checkpoint before its end, which comes after half a minute.
-        let train = json!({ "method": "LastLayers", "lastLayers": { "count": 12 }, "epochs": 6 });
-        let changes = json!({ "train": train, "worker": { "volumeClaim": CLAIM } });
+        // On one core this lasts longer than the half minute after which the first checkpoint is written.
+        let train = json!({ "method": "LastLayers", "lastLayers": { "count": 12 }, "epochs": 3 });
+        let requests = json!({ "cpu": "500m", "memory": "512Mi" });
+        let resources = json!({ "requests": requests, "limits": { "cpu": "1", "memory": "2Gi" } });
+        let worker = json!({ "volumeClaim": CLAIM, "resources": resources });
+        let changes = json!({ "train": train, "worker": worker });
         let (whole, killed) = (
             format!("shirts-whole-{}", std::process::id()),
             format!("shirts-killed-{}", std::process::id()),

@@ -148,6 +148,38 @@ fn what_is_read_elsewhere_or_small_is_not_joined() {
     let b = net.conv(a, &layer(7, 3, 1, PaddingSpec::SameUpper, false));
     net.model.select_output_outlets(&[b]).unwrap();
     assert_eq!(joined(&net, ALL), NONE, "there is no depthwise one");
+
+    // Windows that see nothing but zeros have no rows to read.
+    let (mut net, x) = stem(&[3, 12, 12]);
+    let a = net.conv(x, &expansion());
+    let padding = PaddingSpec::Explicit(tvec!(3, 3), tvec!(3, 3));
+    let b = net.conv(a, &layer(19, 3, 1, padding, true));
+    net.model.select_output_outlets(&[b]).unwrap();
+    assert_eq!(joined(&net, ALL), NONE, "rows of zeros only");
+}
+
+/// Only the last one's residual is an input.
+#[test]
+fn a_residual_in_between_ends_the_chain() {
+    for before in [true, false] {
+        let (mut net, x) = stem(&[2, 3, 12, 12]);
+        let other = net.conv(x, &expansion());
+        let mut y = net.conv(x, &expansion());
+        if before {
+            y = net.wire(add(), &[y, other]);
+        }
+        y = net.conv(y, &depthwise());
+        if !before {
+            y = net.wire(add(), &[y, other]);
+        }
+        y = net.conv(y, &projection());
+        net.model.select_output_outlets(&[y]).unwrap();
+        assert_eq!(joined(&net, ALL), [2], "before the depthwise one: {before}");
+        for &isa in Isa::available() {
+            let sizes = Sizes { least: ALL, most: 9000 };
+            assert_eq!(results(&net, isa, Some(sizes)), results(&net, isa, None));
+        }
+    }
 }
 
 /// A batch of one that comes or goes between two convolutions does not keep them apart.
