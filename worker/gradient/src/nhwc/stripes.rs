@@ -396,3 +396,32 @@ impl Stripes {
         Ok(facts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_there_are_kept_and_not_computed_again() {
+        let picture = Picture {
+            height: 9,
+            width: 1,
+            channels: 1,
+        };
+        let mut kept = Kept::new(picture, 4);
+        let mut fill = |rows: Range<usize>| {
+            let missing = kept.move_to(&rows);
+            let place = kept.place(&missing);
+            kept.values[place]
+                .iter_mut()
+                .zip(missing.clone())
+                .for_each(|(v, row)| *v = row as f32);
+            (missing, kept.values[kept.place(&rows)].to_vec())
+        };
+        assert_eq!(fill(0..4), (0..4, vec![0.0, 1.0, 2.0, 3.0]));
+        assert_eq!(fill(2..6), (4..6, vec![2.0, 3.0, 4.0, 5.0]));
+        assert_eq!(fill(3..6), (6..6, vec![3.0, 4.0, 5.0]));
+        // A stride beyond the window leaves rows out.
+        assert_eq!(fill(8..9), (8..9, vec![8.0]));
+    }
+}

@@ -23,6 +23,10 @@ fn results(net: &Net, isa: Isa, sizes: Option<Sizes>) -> Vec<Vec<u32>> {
 /// How many operators are joined convolutions, and how many of these are in each.
 fn joined(net: &Net, least: usize) -> Vec<usize> {
     let rewritten = rewrite(&net.model.clone().into_decluttered().unwrap(), Isa::native()).unwrap();
+    count_joined(rewritten, least)
+}
+
+fn count_joined(rewritten: TypedModel, least: usize) -> Vec<usize> {
     let model = stripes(rewritten, Sizes { least, most: 1 << 20 }).unwrap();
     let counts = model.nodes.iter().filter_map(|n| n.op_as().map(Stripes::convolutions));
     counts.collect()
@@ -135,6 +139,17 @@ fn what_is_read_elsewhere_or_small_is_not_joined() {
         "so is the depthwise one's"
     );
     assert_eq!(joined(&wired(|all| all.to_vec()), ALL), NONE);
+
+    // A result with channels last is one of the model without an operator that reads it.
+    let mut last = rewrite(&whole.model.clone().into_decluttered().unwrap(), Isa::native()).unwrap();
+    let convolutions = last.nodes.iter().filter(|n| n.op_is::<FConv>());
+    let [_, a, _, c]: [OutletId; 4] = convolutions
+        .map(|n| n.id.into())
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
+    last.select_output_outlets(&[a, c]).unwrap();
+    assert_eq!(count_joined(last, ALL), [2], "nor is one with channels last");
 
     let (mut net, x) = stem(&[3, 12, 12]);
     let a = net.conv(x, &expansion());
