@@ -178,14 +178,15 @@ fn what_is_read_elsewhere_or_small_is_not_joined() {
 fn a_residual_in_between_ends_the_chain() {
     for before in [true, false] {
         let (mut net, x) = stem(&[2, 3, 12, 12]);
+        // What comes first in a sum is computed first, so that the other one takes it in.
         let other = net.conv(x, &expansion());
         let mut y = net.conv(x, &expansion());
         if before {
-            y = net.wire(add(), &[y, other]);
+            y = net.wire(add(), &[other, y]);
         }
         y = net.conv(y, &depthwise());
         if !before {
-            y = net.wire(add(), &[y, other]);
+            y = net.wire(add(), &[other, y]);
         }
         y = net.conv(y, &projection());
         net.model.select_output_outlets(&[y]).unwrap();
