@@ -107,19 +107,19 @@ pub struct Built {
     pub best_epoch: u32,
 }
 
-/// What of a training outlives its process.
-pub struct Checkpoints<'a> {
+/// What of a training outlives its process: checkpoints, and what the frozen part gave.
+pub struct Storage<'a> {
     /// Where what the frozen part gives is kept.
     pub cache: Option<Cache>,
-    /// The folder that they lie under.
+    /// The folder that checkpoints lie under.
     pub dir: &'a Path,
-    /// Time between two.
+    /// Time between two checkpoints.
     pub every: Duration,
     /// Asked after each step with its number: false ends the training as if the pod was told to stop.
     pub go_on: &'a (dyn Fn(u64) -> bool + Sync),
 }
 
-impl<'a> Checkpoints<'a> {
+impl<'a> Storage<'a> {
     /// Checkpoints under `dir`, as often as is usual.
     pub fn under(dir: &'a Path) -> Self {
         Self {
@@ -144,7 +144,7 @@ pub fn build(
     job: &Job,
     fetched: &Fetched,
     dir: &Path,
-    checkpoints: &Checkpoints<'_>,
+    storage: &Storage<'_>,
     tracker: &Tracker,
 ) -> Result<(Built, DataSet)> {
     let model = fetched
@@ -171,10 +171,10 @@ pub fn build(
         "data ready"
     );
     let frozen = (&graph, backbone.features.as_str());
-    let sets = sets::of(job, frozen, &preparer, &data, checkpoints.cache.as_ref(), tracker)?;
+    let sets = sets::of(job, frozen, &preparer, &data, storage.cache.as_ref(), tracker)?;
     let tensors = tune::inputs(&preparer, &data, graph.takes_any_length())?;
     drop(graph);
-    let trained = train(job, &backbone, (&preparer, tensors), &data, sets, checkpoints, tracker)?;
+    let trained = train(job, &backbone, (&preparer, tensors), &data, sets, storage, tracker)?;
     if let Some(tokenizer) = &tokenizer {
         let path = dir.join(TOKENIZER);
         std::fs::write(&path, tokenizer).map_err(|e| WorkerError::io("writing", &path, &e))?;
@@ -209,7 +209,7 @@ fn train(
     (preparer, tensors): (&Preparer, Vec<TensorSpec>),
     data: &DataSet,
     (train, validation): (Set, Set),
-    checkpoints: &Checkpoints<'_>,
+    storage: &Storage<'_>,
     tracker: &Tracker,
 ) -> Result<Trained> {
     let graph = |backbone: &Backbone, head: &build::Head| {
@@ -235,10 +235,10 @@ fn train(
         tensors,
         data,
         outputs: outputs(job, data),
-        cache: checkpoints.cache.as_ref(),
-        work: checkpoints.dir,
-        every: checkpoints.every,
-        go_on: checkpoints.go_on,
+        cache: storage.cache.as_ref(),
+        work: storage.dir,
+        every: storage.every,
+        go_on: storage.go_on,
         tracker,
     };
     let tuned = tune(&setup, &first, COMPARED)?;
@@ -364,12 +364,12 @@ pub async fn run_with(registry: &Registry, job: Job, tracker: Tracker) -> Result
         let claim = PathBuf::from(names::WORK_DIR);
         let work = scratch.path().join("checkpoints");
         blocking(move || {
-            let checkpoints = if claim.is_dir() {
-                Checkpoints::on_claim(&claim)
+            let storage = if claim.is_dir() {
+                Storage::on_claim(&claim)
             } else {
-                Checkpoints::under(&work)
+                Storage::under(&work)
             };
-            let built = build(&job, &fetched, &dir, &checkpoints, &tracker)?.0;
+            let built = build(&job, &fetched, &dir, &storage, &tracker)?.0;
             Ok((built, dir))
         })
         .await?

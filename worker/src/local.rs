@@ -4,7 +4,7 @@
 use crate::artifact::pack;
 use crate::config::Job;
 use crate::error::{INVALID_JOB, Result, WorkerError};
-use crate::finetune::{Checkpoints, Fetched, blocking, build, fetch};
+use crate::finetune::{Fetched, Storage, blocking, build, fetch};
 use crate::gates::Verdict;
 use crate::progress::Tracker;
 use crate::validate::{Candidate, evaluate};
@@ -46,7 +46,7 @@ pub async fn run(job: Job, out: &Path, program: Option<PathBuf>, tracker: Tracke
             &fetched,
             &out,
             program.as_deref(),
-            &Checkpoints::under(&folder),
+            &Storage::under(&folder),
             &work,
         );
         // Empty once the training is done.
@@ -64,7 +64,7 @@ fn make(
     fetched: &Fetched,
     out: &Path,
     program: Option<&Path>,
-    checkpoints: &Checkpoints<'_>,
+    storage: &Storage<'_>,
     tracker: &Tracker,
 ) -> Result<Local> {
     let (version, report) = (out.join(VERSION), out.join(REPORT));
@@ -81,7 +81,7 @@ fn make(
     let scratch = tempfile::tempdir_in(out).map_err(|e| WorkerError::io("making", out, &e))?;
     let draft = scratch.path().join("draft");
     std::fs::create_dir_all(&draft).map_err(|e| WorkerError::io("making", &draft, &e))?;
-    let (built, data) = build(job, fetched, &draft, checkpoints, tracker)?;
+    let (built, data) = build(job, fetched, &draft, storage, tracker)?;
     let digest = pack(&draft)?.digest();
     std::fs::rename(&draft, &version).map_err(|e| WorkerError::io("naming", &version, &e))?;
     let candidate = Candidate {

@@ -100,7 +100,7 @@ fn run_on(threads: usize, files: &Files, out: &str) -> Result<Local> {
                 &fetched,
                 &out,
                 None,
-                &Checkpoints::under(&folder),
+                &Storage::under(&folder),
                 &Tracker::new(false),
             )
         });

@@ -10,7 +10,7 @@ use crate::error::{
     CHECKPOINT_MISMATCH, LORA_NOT_POSSIBLE, LORA_TARGET_NOT_FOUND, MEMORY_TOO_SMALL, NOT_FINITE, NOTHING_TO_TRAIN,
     UNSUPPORTED_OPERATOR,
 };
-use crate::finetune::{Checkpoints, Fetched, build};
+use crate::finetune::{Fetched, Storage, build};
 use crate::version::{BACKBONE, MODEL, TUNED, Version, folder_bytes};
 use prost::Message;
 use std::fmt::Write;
@@ -103,14 +103,14 @@ fn run_with(
         model: Some(files.folder.path().join("model.onnx")),
         data: files.folder.path().join("data"),
     };
-    let checkpoints = Checkpoints {
+    let storage = Storage {
         cache,
         dir: &files.folder.path().join("checkpoints"),
         every: Duration::ZERO,
         go_on,
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| build(&files.job, &fetched, &dir, &checkpoints, &Tracker::new(false)))?;
+    pool.install(|| build(&files.job, &fetched, &dir, &storage, &Tracker::new(false)))?;
     Ok(dir)
 }
 
