@@ -11,10 +11,7 @@ use kube::api::{Api, DeleteParams};
 use kube::runtime::wait::{await_condition, conditions::is_deleted};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
-use std::sync::Mutex;
 use std::time::Duration;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Clients that ask each of `nodes` about one picture until they are stopped.
 fn hammers<'a>(road: &Road, nodes: &[&'a str], model: &str) -> Result<Vec<(&'a str, Hammer)>> {
@@ -65,7 +62,6 @@ async fn nobody_serves(road: &Road, model: &str) -> Result<()> {
 /// Each model of a node is by itself.
 #[test]
 fn two_models_on_a_node_leave_each_other_alone() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let (left, right) = (forge.twin("left", "1").await?, forge.twin("right", "1").await?);
@@ -112,7 +108,6 @@ where
 fn what_is_deleted_unloads_nothing() -> Result<()> {
     const SPACE: &str = "depot";
     const AGAIN: &str = "edge-b-1";
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let hub = road.lab.cluster("hub")?.client().await?;

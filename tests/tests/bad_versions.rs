@@ -18,10 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A model of its own that serves a good version everywhere, so that there is something to lose.
 async fn good(road: &Road, forge: &Forge<'_>, model: &str) -> Result<ModelVersion> {
@@ -115,7 +112,6 @@ fn noise(model: &str) -> impl Fn(&Path) -> Result<()> + Sync {
 
 #[test]
 fn a_blob_that_was_changed_in_the_registry_is_refused_by_its_digest() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let good = good(&road, &forge, "blob").await?;
@@ -152,7 +148,6 @@ fn a_blob_that_was_changed_in_the_registry_is_refused_by_its_digest() -> Result<
 
 #[test]
 fn another_key_is_refused_by_the_signature() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let good = good(&road, &forge, "key").await?;
@@ -175,7 +170,6 @@ fn another_key_is_refused_by_the_signature() -> Result<()> {
 
 #[test]
 fn recorded_outputs_of_other_weights_are_found_by_the_self_test() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let good = good(&road, &forge, "outputs").await?;
@@ -214,7 +208,6 @@ async fn good_and_flawed(
 
 /// A version with a flaw that only shows when it runs: the child dies of it, and nobody else notices.
 fn dies_in_the_child(model: &'static str, flaw: Flaw) -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let (good, bad) = good_and_flawed(&road, &forge, model, flaw).await?;
@@ -244,7 +237,6 @@ fn a_model_that_aborts_takes_nobody_with_it() -> Result<()> {
 #[test]
 fn a_latency_budget_that_a_slow_node_cannot_keep_is_found_on_that_node() -> Result<()> {
     const SLOW: &str = "edge-a-1";
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let mut plan = rollout("budget", &[("all", "100%", "0s")]);
@@ -290,7 +282,6 @@ fn a_latency_budget_that_a_slow_node_cannot_keep_is_found_on_that_node() -> Resu
 /// fallback by itself and never loads it again. With `survives` its runtime lives on, and then no request is lost that
 /// the version could answer.
 fn falls_in_its_soak(model: &'static str, flaw: Flaw, reason: &'static str, survives: bool) -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let (good, bad) = good_and_flawed(&road, &forge, model, flaw).await?;

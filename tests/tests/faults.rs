@@ -1,11 +1,11 @@
 //! What breaks on the way changes nothing but time: the operator killed, a node without power, a cluster cut off, the
 //! hub's API server restarted.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use fleetune_crds::{ModelRollout, ModelRolloutStatus, ModelVersion, RunState};
 use fleetune_tests::road::forge::Forge;
 use fleetune_tests::road::hammer::Hammer;
-use fleetune_tests::road::{Ask, Road, apply, follow, on_the_road, processes, rollout, rollout_done, samples, until};
+use fleetune_tests::road::{Ask, Road, apply, follow, on_the_road, process, rollout, rollout_done, samples, until};
 use kube::ResourceExt;
 use kube::api::Api;
 use nix::sys::signal::{Signal, kill};
@@ -13,10 +13,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Applies a rollout of `version` and waits until its run has reached wave `wave` (from 0).
 async fn start(
@@ -59,15 +56,12 @@ async fn end(rollouts: &Api<ModelRollout>, version: &ModelVersion) -> Result<Mod
 
 /// The process that runs `fleetune-operator hub` in the lab.
 fn operator() -> Result<Pid> {
-    let found = processes("fleetune-operator", "hub")?;
-    ensure!(found.len() == 1, "one operator runs on the hub's node: {found:?}");
-    Ok(found[0])
+    process("fleetune-operator", "hub")
 }
 
 /// Killed in the first, the second and the last wave.
 #[test]
 fn a_killed_operator_goes_on_where_it_was() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let plan = rollout(
@@ -96,7 +90,6 @@ fn a_killed_operator_goes_on_where_it_was() -> Result<()> {
 #[test]
 fn a_node_that_loses_power_in_its_download_goes_on_where_it_was() -> Result<()> {
     const NODE: &str = "edge-b-2";
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let version = forge.twin("power", "1").await?;
@@ -140,7 +133,6 @@ fn downloaded(store: &Path) -> Result<u64> {
 
 #[test]
 fn a_cluster_that_is_cut_off_serves_on_is_counted_and_catches_up() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let first = forge.twin("cut", "1").await?;
@@ -189,7 +181,6 @@ fn a_cluster_that_is_cut_off_serves_on_is_counted_and_catches_up() -> Result<()>
 
 #[test]
 fn a_restart_of_the_hubs_api_server_loses_nothing() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let forge = Forge::new(&road)?;
         let version = forge.twin("restart", "1").await?;

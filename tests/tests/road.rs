@@ -14,9 +14,6 @@ use kube::api::ListParams;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Mutex;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn metric(version: &ModelVersion, metric: Metric) -> (f64, f64) {
     let summary = &version.spec.summary;
@@ -27,7 +24,6 @@ fn metric(version: &ModelVersion, metric: Metric) -> (f64, f64) {
 /// Both jobs beat their baseline, and each step ran as one Job.
 #[test]
 fn two_real_jobs_succeed_and_beat_their_baselines() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         for (file, name) in [
             ("examples/shirts.yaml", "shirts-1"),
@@ -57,7 +53,6 @@ fn two_real_jobs_succeed_and_beat_their_baselines() -> Result<()> {
 /// The same job gives the same bytes, in the cluster again and on a machine by itself.
 #[test]
 fn the_same_job_gives_the_same_digest_again_and_locally() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let first = road.job("examples/shirts.yaml", "shirts-1").await?;
         let again = road.job_with(&first, "shirts-again", &json!({})).await?;
@@ -74,7 +69,6 @@ fn the_same_job_gives_the_same_digest_again_and_locally() -> Result<()> {
 /// Waves in order, a small update, and nobody who asks notices.
 #[test]
 fn a_rollout_goes_in_order_and_a_head_only_update_is_small_and_unnoticed() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let first = road.job("examples/shirts.yaml", "shirts-1").await?;
         let plan = rollout(

@@ -1,17 +1,14 @@
 //! Jobs on a claim: what one leaves there serves the next, and a training that was killed goes on. The tests share the lab
 //! and run one after the other.
 
-use anyhow::{Context, Result, ensure};
-use fleetune_tests::road::{Road, SHOP, apply, on_the_road, processes, until};
+use anyhow::{Context, Result};
+use fleetune_tests::road::{Road, SHOP, apply, on_the_road, process, until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Name of a claim and of its volume.
 const CLAIM: &str = "training";
@@ -19,7 +16,6 @@ const CLAIM: &str = "training";
 /// A job on a claim leaves what its frozen part gave there; the next one reads it, and ends in the same bytes.
 #[test]
 fn jobs_on_a_claim_share_what_the_frozen_part_gave() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let first = road.job("examples/shirts.yaml", "shirts-1").await?;
         let disk = volume(&road).await?;
@@ -47,7 +43,6 @@ fn jobs_on_a_claim_share_what_the_frozen_part_gave() -> Result<()> {
 /// the same bytes as one that nobody disturbed.
 #[test]
 fn a_training_that_was_killed_goes_on_from_its_checkpoint() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let first = road.job("examples/shirts.yaml", "shirts-1").await?;
         let disk = volume(&road).await?;
@@ -63,15 +58,9 @@ fn a_training_that_was_killed_goes_on_from_its_checkpoint() -> Result<()> {
         );
         let whole = road.job_with(&first, &whole, &changes).await?;
         let kill_it = async {
-            until(
-                "the training has written a checkpoint",
-                Duration::from_mins(5),
-                async || Ok(checkpoint(&disk)?.map(|_| ())),
-            )
-            .await?;
-            let found = processes("fleetune-worker", "finetune")?;
-            ensure!(found.len() == 1, "one training runs: {found:?}");
-            Ok(kill(found[0], Signal::SIGKILL)?)
+            let written = "the training has written a checkpoint";
+            until(written, Duration::from_mins(5), async || checkpoint(&disk)).await?;
+            kill(process("fleetune-worker", "finetune")?, Signal::SIGKILL).context("killing the training")
         };
         let (resumed, done) = tokio::join!(road.job_with(&first, &killed, &changes), kill_it);
         done?;

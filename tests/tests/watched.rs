@@ -3,15 +3,11 @@
 use anyhow::Result;
 use fleetune_tests::road::{on_the_road, rollout};
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::time::Duration;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Prometheus really scrapes.
 #[test]
 fn prometheus_answers_for_jobs_rollouts_gates_nodes_and_reconciles() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let version = road.job("examples/shirts.yaml", "shirts-1").await?;
         road.roll(&rollout("shirts", &[("all", "100%", "0s")]), &version)
@@ -39,7 +35,6 @@ fn prometheus_answers_for_jobs_rollouts_gates_nodes_and_reconciles() -> Result<(
 /// Over a minute of quiet nobody writes one of our objects, a worker Job or a ConfigMap.
 #[test]
 fn converged_means_no_writes() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock();
     on_the_road(|road| async move {
         let version = road.job("examples/shirts.yaml", "shirts-1").await?;
         road.roll(&rollout("shirts", &[("all", "100%", "0s")]), &version)

@@ -4,8 +4,12 @@
 use super::{Road, Show};
 use anyhow::{Result, ensure};
 use std::io::Write;
+use std::sync::Mutex;
 
-/// Runs a test on Fleetune in the lab.
+/// The lab is one: tests of a program take turns.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Runs a test on Fleetune in the lab, one at a time.
 ///
 /// # Errors
 /// The test's own, or that the lab cannot run and is required.
@@ -13,6 +17,8 @@ pub fn on_the_road<F>(test: impl FnOnce(Road) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
+    // A test that failed has left its turn to the next one all the same.
+    let _turn = ONE_AT_A_TIME.lock();
     if !nix::unistd::geteuid().is_root() {
         ensure!(
             std::env::var_os("FLEETUNE_REQUIRE_LAB").is_none(),

@@ -28,6 +28,16 @@ pub fn processes(program: &str, command: &str) -> Result<Vec<Pid>> {
     Ok(found)
 }
 
+/// The only one of these processes.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn process(program: &str, command: &str) -> Result<Pid> {
+    let found = processes(program, command)?;
+    ensure!(found.len() == 1, "one {program} {command} runs: {found:?}");
+    Ok(found[0])
+}
+
 /// The runtime of a node.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ pub use ask::{Ask, Prediction};
 pub use follow::{follow, job_done, rollout_done, until};
 pub use guard::on_the_road;
 pub use install::{Keys, Road, SHOP, SYSTEM, apply, namespace, path};
-pub use machine::{processes, resident_bytes, runtime};
+pub use machine::{process, processes, resident_bytes, runtime};
 pub use series::NODES;
 pub use show::Show;
 pub use summary::summary;
