@@ -2,7 +2,7 @@
 //! second cache, instead of a picture that is written to memory and read back. For graphs that are run without a gradient,
 //! which would need the pictures.
 
-use super::op::{FConv, Kind, Weights, pictures, values};
+use super::op::{FConv, Kind, Weights, pictures, split, values};
 use super::output::filled;
 use super::shape::{Pads, Picture, Window};
 use rayon::prelude::*;
@@ -55,11 +55,10 @@ pub fn stripes(mut model: TypedModel, sizes: Sizes) -> TractResult<TypedModel> {
         if let (Some(op), Some(residual)) = (axis(last_rank, rank), inputs.get_mut(1 + 2 * nodes.len())) {
             *residual = patch.wire_node(format!("{}.residual", last.name), op, &[*residual])?[0];
         }
-        let stages = nodes.iter().filter_map(|n| n.op_as::<FConv>().cloned()).collect();
-        let op = Stripes {
-            stages,
-            most: sizes.most,
-        };
+        let convolutions: Vec<FConv> = nodes.iter().filter_map(|n| n.op_as().cloned()).collect();
+        let from = picture(model.outlet_fact(first.inputs[0])?)?;
+        let height = height(&stages(&convolutions, from), sizes.most);
+        let op = Stripes { convolutions, height };
         let mut wired = patch.wire_node(&last.name, op, &inputs)?[0];
         if let Some(op) = axis(rank, last_rank) {
             wired = patch.wire_node(format!("{}.batch", last.name), op, &[wired])?[0];
@@ -78,6 +77,16 @@ fn axis(from: usize, to: usize) -> Option<AxisOp> {
         Ordering::Equal => None,
         Ordering::Greater => Some(AxisOp::Rm(0)),
     }
+}
+
+/// The form of one picture.
+fn picture(fact: &TypedFact) -> TractResult<Picture> {
+    let (_, picture) = split(&fact.shape[..])?;
+    Ok(Picture {
+        height: picture[0].to_usize()?,
+        width: picture[1].to_usize()?,
+        channels: picture[2].to_usize()?,
+    })
 }
 
 /// The nodes that are joined with the depthwise convolution `id`, in order.
@@ -103,11 +112,7 @@ fn chain(model: &TypedModel, id: usize, least: usize) -> TractResult<Option<Vec<
         }
         None
     };
-    let bytes = |outlet: OutletId| -> TractResult<usize> {
-        let shape = &model.outlet_fact(outlet)?.shape;
-        let dims = &shape[shape.rank() - 3..];
-        Ok(dims.iter().product::<TDim>().to_usize()? * size_of::<f32>())
-    };
+    let bytes = |outlet: OutletId| TractResult::Ok(picture(model.outlet_fact(outlet)?)?.len() * size_of::<f32>());
     let mut nodes = vec![id];
     let mut between = 0;
     let mut before = model.node(id).inputs[0];
@@ -130,18 +135,64 @@ fn chain(model: &TypedModel, id: usize, least: usize) -> TractResult<Option<Vec<
 /// last has a residual, that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stripes {
-    stages: Vec<FConv>,
-    /// Most bytes of the rows between them.
-    most: usize,
+    convolutions: Vec<FConv>,
+    /// Rows of the result that are computed at a time.
+    height: usize,
 }
 
-/// A convolution with its operands and the pictures that it goes from and to.
+/// A convolution and the pictures that it goes from and to.
 struct Stage<'a> {
     conv: &'a FConv,
-    weights: &'a [f32],
-    bias: &'a [f32],
     from: Picture,
     to: Picture,
+}
+
+/// Convolutions in a row, of which the first goes from pictures of the form `first`.
+fn stages<'a>(convolutions: &'a [FConv], first: Picture) -> Vec<Stage<'a>> {
+    let mut from = first;
+    let stage = |conv: &'a FConv| {
+        let to = Picture {
+            channels: conv.out,
+            ..conv.window.output(from)
+        };
+        let from = std::mem::replace(&mut from, to);
+        Stage { conv, from, to }
+    };
+    convolutions.iter().map(stage).collect()
+}
+
+/// Rows of each stage's result that are read for the rows `rows` of the last one's.
+fn wanted(stages: &[Stage], rows: Range<usize>) -> Vec<Range<usize>> {
+    let mut wanted = vec![rows];
+    for stage in stages[1..].iter().rev() {
+        let (rows, _) = reads(&stage.conv.window, &wanted[wanted.len() - 1], stage.from.height);
+        wanted.push(rows);
+    }
+    wanted.reverse();
+    wanted
+}
+
+/// The parts of a result of `all` rows that are computed at a time.
+fn parts(all: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..all)
+        .step_by(height)
+        .map(move |first| first..(first + height).min(all))
+}
+
+/// Rows of the result to compute at a time, so that those between take `most` bytes.
+fn height(stages: &[Stage], most: usize) -> usize {
+    let all = stages[stages.len() - 1].to.height;
+    let between = |rows: Range<usize>| -> usize {
+        let wanted = wanted(stages, rows);
+        let row = |stage: &Stage| stage.from.width * stage.from.channels;
+        let values = stages[1..]
+            .iter()
+            .zip(wanted)
+            .map(|(stage, rows)| rows.len() * row(stage));
+        values.sum::<usize>() * size_of::<f32>()
+    };
+    let fits = |height: &usize| parts(all, *height).all(|rows| between(rows) <= most);
+    (1..=all).take_while(fits).last().unwrap_or(1)
 }
 
 /// The rows of a picture between two stages that are read now.
@@ -153,12 +204,11 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(picture: Picture, rows: usize) -> Self {
-        let row = picture.width * picture.channels;
+    fn new(picture: Picture) -> Self {
         Self {
-            values: vec![0.0; rows * row],
+            values: Vec::new(),
             rows: 0..0,
-            row,
+            row: picture.width * picture.channels,
         }
     }
 
@@ -167,6 +217,8 @@ impl Kept {
         let there = self.rows.start.max(rows.start)..self.rows.end.max(rows.start);
         let from = (there.start - self.rows.start).min(self.rows.len()) * self.row;
         self.values.copy_within(from..self.rows.len() * self.row, 0);
+        let values = rows.len() * self.row;
+        self.values.resize(values.max(self.values.len()), 0.0);
         self.rows = rows.clone();
         there.end..rows.end
     }
@@ -176,132 +228,76 @@ impl Kept {
     }
 }
 
-/// Rows of a picture of `height` rows that the rows `rows` of the windows' result read; `rows` is not empty.
-fn reads(window: &Window, rows: &Range<usize>, height: usize) -> Range<usize> {
+/// Rows of a picture of `height` rows that the rows `rows` of the windows' result read, and the window for these: it has
+/// zeros above and below where they are the picture's first or last. `rows` is not empty.
+fn reads(window: &Window, rows: &Range<usize>, height: usize) -> (Range<usize>, Window) {
     let (step, top) = (window.stride[0], window.pads.top);
-    let end = ((rows.end - 1) * step + window.kernel[0])
-        .saturating_sub(top)
-        .min(height);
-    (rows.start * step).saturating_sub(top).min(end)..end
-}
-
-/// The window for the rows that [`reads`] gives: it has zeros above and below where these are the picture's first or last.
-fn part(window: &Window, rows: &Range<usize>, height: usize) -> Window {
-    let (step, top) = (window.stride[0], window.pads.top);
-    Window {
-        pads: Pads {
-            top: top.saturating_sub(rows.start * step),
-            bottom: ((rows.end - 1) * step + window.kernel[0]).saturating_sub(top + height),
-            ..window.pads
-        },
-        ..*window
-    }
+    // With the zeros above counted.
+    let (start, end) = (rows.start * step, (rows.end - 1) * step + window.kernel[0]);
+    let last = end.saturating_sub(top).min(height);
+    let pads = Pads {
+        top: top.saturating_sub(start),
+        bottom: end.saturating_sub(top + height),
+        ..window.pads
+    };
+    (start.saturating_sub(top).min(last)..last, Window { pads, ..*window })
 }
 
 impl Stripes {
     /// Number of convolutions that were joined.
     pub fn convolutions(&self) -> usize {
-        self.stages.len()
+        self.convolutions.len()
     }
 
-    fn stages<'a>(&'a self, picture: Picture, inputs: &'a [TValue]) -> TractResult<Vec<Stage<'a>>> {
-        let mut from = picture;
-        let operands = self.stages.iter().zip(inputs[1..].chunks_exact(2));
-        operands
-            .map(|(conv, operands)| {
-                let places = conv.window.output(from);
-                let to = Picture {
-                    channels: conv.out,
-                    ..places
-                };
-                let stage = Stage {
-                    conv,
-                    weights: values(&operands[0])?,
-                    bias: values(&operands[1])?,
-                    from,
-                    to,
-                };
-                from = to;
-                Ok(stage)
-            })
-            .collect()
-    }
-
-    /// Rows of each stage's result that are read for the rows `rows` of the last one's.
-    fn wanted(stages: &[Stage], rows: Range<usize>) -> Vec<Range<usize>> {
-        let mut wanted = vec![rows];
-        for stage in stages[1..].iter().rev() {
-            let rows = reads(&stage.conv.window, &wanted[wanted.len() - 1], stage.from.height);
-            wanted.push(rows);
+    /// Form of each convolution's result.
+    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let count = self.convolutions.len();
+        ensure!(inputs.len() > 2 * count, "each convolution has weights and bias");
+        let operands = inputs[1..].chunks_exact(2);
+        let mut facts: TVec<TypedFact> = tvec!();
+        for (i, (conv, operands)) in self.convolutions.iter().zip(operands).enumerate() {
+            let source = facts.last().unwrap_or(inputs[0]);
+            let residual = if i + 1 == count { &inputs[1 + 2 * count..] } else { &[] };
+            let fact = conv.output_facts(&[&[source], operands, residual].concat())?;
+            facts.extend(fact);
         }
-        wanted.reverse();
-        wanted
+        Ok(facts)
     }
 
-    /// Most rows of each stage's result that are read for `rows` rows of the last one's.
-    fn rows_between(stages: &[Stage], rows: usize) -> Vec<usize> {
-        let mut most = vec![rows];
-        for stage in stages[1..].iter().rev() {
-            let Window { kernel, stride, .. } = stage.conv.window;
-            let rows = (most[most.len() - 1] - 1) * stride[0] + kernel[0];
-            most.push(rows.min(stage.from.height));
-        }
-        most.reverse();
-        most
-    }
-
-    /// Rows of the result to compute at a time.
-    fn height(&self, stages: &[Stage]) -> usize {
-        let bytes = |rows: usize| -> usize {
-            let rows = Self::rows_between(stages, rows);
-            let of = |(stage, rows): (&Stage, &usize)| rows * stage.from.width * stage.from.channels;
-            stages[1..].iter().zip(&rows).map(of).sum::<usize>() * size_of::<f32>()
-        };
-        let all = stages[stages.len() - 1].to.height;
-        (1..=all)
-            .take_while(|rows| bytes(*rows) <= self.most)
-            .last()
-            .unwrap_or(1)
-    }
-}
-
-/// Computes one picture.
-fn run(stages: &[Stage], height: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
-    let last = stages.len() - 1;
-    let mut rows = Stripes::rows_between(stages, height);
-    // The last ones go where the result lies.
-    rows[last] = 0;
-    let mut kept: Vec<Kept> = stages.iter().zip(rows).map(|(s, rows)| Kept::new(s.to, rows)).collect();
-    let all = stages[last].to.height;
-    for first in (0..all).step_by(height) {
-        let wanted = Stripes::wanted(stages, first..(first + height).min(all));
-        for (i, (stage, wanted)) in stages.iter().zip(wanted).enumerate() {
-            let (before, behind) = kept.split_at_mut(i);
-            let to = &mut behind[0];
-            let rows = if i == last { wanted } else { to.move_to(&wanted) };
-            if rows.is_empty() {
-                continue;
+    /// Computes one picture. Operands are weights and bias of each stage.
+    fn run(&self, stages: &[Stage], operands: &[[&[f32]; 2]], x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+        let last = &stages[stages.len() - 1].to;
+        let row = last.width * last.channels;
+        let mut kept: Vec<Kept> = stages[1..].iter().map(|stage| Kept::new(stage.from)).collect();
+        for part in parts(last.height, self.height) {
+            let all = stages.iter().zip(operands).zip(wanted(stages, part));
+            for (i, ((stage, [weights, bias]), wanted)) in all.enumerate() {
+                // The last one's rows go where the result lies.
+                let (before, behind) = kept.split_at_mut(i);
+                let mut to = behind.first_mut();
+                let rows = to.as_mut().map_or(wanted.clone(), |to| to.move_to(&wanted));
+                if rows.is_empty() {
+                    continue;
+                }
+                let (read, window) = reads(&stage.conv.window, &rows, stage.from.height);
+                let picture = Picture {
+                    height: read.len(),
+                    ..stage.from
+                };
+                let source = match before.last() {
+                    Some(kept) => &kept.values[kept.place(&read)],
+                    None => &x[read.start * stage.from.width * stage.from.channels..][..picture.len()],
+                };
+                let (target, residual) = if let Some(to) = to {
+                    let place = to.place(&rows);
+                    (&mut to.values[place], None)
+                } else {
+                    let place = rows.start * row..rows.end * row;
+                    (&mut y[place.clone()], residual.map(|r| &r[place]))
+                };
+                let operands = (*weights, *bias, residual);
+                stage.conv.picture(&window, (source, picture), operands, target);
             }
-            let read = reads(&stage.conv.window, &rows, stage.from.height);
-            let row = stage.from.width * stage.from.channels;
-            let source = match before.last() {
-                Some(kept) => &kept.values[kept.place(&read)],
-                None => &x[read.start * row..read.end * row],
-            };
-            let picture = Picture {
-                height: read.len(),
-                ..stage.from
-            };
-            let (target, residual) = if i == last {
-                let place = rows.start * to.row..rows.end * to.row;
-                (&mut y[place.clone()], residual.map(|r| &r[place]))
-            } else {
-                let place = to.place(&rows);
-                (&mut to.values[place], None)
-            };
-            let window = part(&stage.conv.window, &rows, stage.from.height);
-            let operands = (stage.weights, stage.bias, residual);
-            stage.conv.picture(&window, (source, picture), operands, target);
         }
     }
 }
@@ -312,7 +308,7 @@ impl Op for Stripes {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        let infos: Vec<_> = self.stages.iter().map(Op::info).collect::<TractResult<_>>()?;
+        let infos: Vec<_> = self.convolutions.iter().map(Op::info).collect::<TractResult<_>>()?;
         Ok(infos.concat())
     }
 
@@ -328,12 +324,14 @@ impl EvalOp for Stripes {
 
     fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let (count, picture) = pictures(&inputs[0])?;
-        let stages = self.stages(picture, &inputs)?;
+        let stages = stages(&self.convolutions, picture);
         let to = stages[stages.len() - 1].to;
         let x = values(&inputs[0])?;
+        let operands = inputs[1..].chunks_exact(2).take(stages.len());
+        let operands = operands.map(|pair| Ok([values(&pair[0])?, values(&pair[1])?]));
+        let operands: Vec<[&[f32]; 2]> = operands.collect::<TractResult<_>>()?;
         let residual = inputs.get(1 + 2 * stages.len()).map(|r| values(r)).transpose()?;
-        let height = self.height(&stages);
-        let mut shape: TVec<usize> = inputs[0].shape()[..inputs[0].rank() - 3].into();
+        let mut shape: TVec<usize> = split(inputs[0].shape())?.0.into();
         shape.extend([to.height, to.width, to.channels]);
         let y = filled(&shape, |y| {
             if y.is_empty() {
@@ -341,7 +339,8 @@ impl EvalOp for Stripes {
             }
             let each = |(i, y): (usize, &mut [f32])| {
                 let residual = residual.map(|r| &r[i * to.len()..][..to.len()]);
-                run(&stages, height, &x[i * picture.len()..][..picture.len()], residual, y);
+                let x = &x[i * picture.len()..][..picture.len()];
+                self.run(&stages, &operands, x, residual, y);
             };
             if count == 1 {
                 each((0, y));
@@ -356,45 +355,18 @@ impl EvalOp for Stripes {
 
 impl TypedOp for Stripes {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        self.facts(inputs)
-            .map(|facts| facts[facts.len() - 1].clone().into_iter().collect())
+        Ok(self.facts(inputs)?.pop().into_iter().collect())
     }
 
     fn cost(&self, inputs: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
         let facts = self.facts(inputs)?;
-        let sources = std::iter::once(inputs[0]).chain(facts.iter().map(|f| &f[0]));
-        let costs = self
-            .stages
-            .iter()
-            .zip(sources)
-            .map(|(conv, source)| conv.cost(&[source]));
+        let sources = std::iter::once(inputs[0]).chain(&facts);
+        let costs = self.convolutions.iter().zip(sources);
+        let costs = costs.map(|(conv, source)| conv.cost(&[source]));
         Ok(costs.collect::<TractResult<Vec<_>>>()?.concat().into())
     }
 
     as_op!();
-}
-
-impl Stripes {
-    /// Form of each stage's result.
-    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<Vec<TVec<TypedFact>>> {
-        ensure!(
-            inputs.len() > 2 * self.stages.len(),
-            "each convolution has weights and bias"
-        );
-        let (operands, residual) = inputs[1..].split_at(2 * self.stages.len());
-        let mut facts: Vec<TVec<TypedFact>> = Vec::new();
-        for (i, (conv, operands)) in self.stages.iter().zip(operands.chunks_exact(2)).enumerate() {
-            let source = facts.last().map_or(inputs[0], |f| &f[0]);
-            let mut all: TVec<&TypedFact> = tvec!(source, operands[0], operands[1]);
-            if i + 1 == self.stages.len() {
-                all.extend(residual.iter().copied());
-            }
-            let fact = conv.output_facts(&all)?;
-            drop(all);
-            facts.push(fact);
-        }
-        Ok(facts)
-    }
 }
 
 #[cfg(test)]
@@ -408,7 +380,7 @@ mod tests {
             width: 1,
             channels: 1,
         };
-        let mut kept = Kept::new(picture, 4);
+        let mut kept = Kept::new(picture);
         let mut fill = |rows: Range<usize>| {
             let missing = kept.move_to(&rows);
             let place = kept.place(&missing);
